@@ -1,0 +1,50 @@
+/* atomics.h - the memory operations on shared words, by the names used in comments and in DESIGN.md.
+ *
+ * Item bytes are copied by sc_copy between two compiler barriers: a concurrent writer may tear them, and the reader
+ * throws torn bytes away after comparing entry and life (table.c, R1). */
+#ifndef SC_ATOMICS_H
+#define SC_ATOMICS_H
+#include <string.h>
+
+#define SC_LD(p) __atomic_load_n((p), __ATOMIC_RELAXED)
+#define SC_LD_ACQ(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
+#define SC_ST(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
+#define SC_ST_REL(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+#define SC_FENCE_ACQ() __atomic_thread_fence(__ATOMIC_ACQUIRE)
+#define SC_FENCE_REL() __atomic_thread_fence(__ATOMIC_RELEASE)
+#define SC_FENCE() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+#define SC_BARRIER() __asm__ volatile("" ::: "memory")
+#define SC_LIKELY(x) __builtin_expect(!!(x), 1)
+#define SC_UNLIKELY(x) __builtin_expect(!!(x), 0)
+#define SC_PREFETCH(p) __builtin_prefetch((p), 0, 3)
+
+#if defined(__x86_64__) || defined(__i386__)
+#define SC_PAUSE() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define SC_PAUSE() __asm__ volatile("yield")
+#else
+#define SC_PAUSE() SC_BARRIER()
+#endif
+
+static inline void sc_copy(void *dst, const void *src, size_t n)
+{
+    SC_BARRIER();
+    memcpy(dst, src, n);
+    SC_BARRIER();
+}
+static inline int sc_same(const void *a, const void *b, size_t n)
+{
+    SC_BARRIER();
+    int r = memcmp(a, b, n);
+    SC_BARRIER();
+    return r == 0;
+}
+
+/* Places where tests stop or kill a writer; nothing in a product build. */
+#ifdef SC_TEST_CRASHPOINTS
+extern void sc_crashpoint(const char *name);
+#define SC_CRASHPOINT(name) sc_crashpoint(#name)
+#else
+#define SC_CRASHPOINT(name) ((void)0)
+#endif
+#endif

@@ -1,0 +1,223 @@
+/* check.c - read-only audit of a segment: every invariant that can be seen from outside.
+ *
+ * Takes no guard and writes nothing.  On a live segment a finding counts only if three passes over its shard see one;
+ * what a single pass sees may be a write half-way. */
+#include "heap.h"
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+typedef struct {
+    sc_table_t *t;
+    sc_shard_t *s;
+    u32 shard;
+    u64 n;
+    sc_report_fn report; /* NULL: count only */
+    void *arg;
+    u8 *starts; /* bit per 8 bytes of the shard's pages: an item begins there */
+    u8 *keys;   /* two keys' worth */
+} audit_t;
+
+__attribute__((format(printf, 3, 4))) static void found(audit_t *a, const char *code, const char *fmt, ...)
+{
+    char text[240];
+    a->n++;
+    if (a->report == NULL)
+        return;
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    a->report(a->arg, code, a->shard, text);
+}
+
+static u64 bit_of(const audit_t *a, u32 page, u32 off) { return (((u64)page << a->t->page_shift) + off) >> 3; }
+
+static u32 check_value_of(audit_t *a, const sc_item_t *it, u64 h, u32 *found_check, int *ok)
+{
+    sc_table_t *t = a->t;
+    u64 hm = sc_header_mix(&t->secret, h, it->w0, it->soft);
+    u32 place = sc_place_mix(&t->secret, SC_LD(&a->s->life[it->page]), it->page, it->off);
+    *ok = 1;
+    if (!t->full) {
+        *found_check = SC_W0_HCHECK(it->w0);
+        return ((u32)(hm >> 56) ^ place) & 0xFFu;
+    }
+    u8 *value = (u8 *)malloc(it->vlen + 1u);
+    *ok = value != NULL && sc_item_gather(t, a->s, it, it->voff, value, it->vlen) &&
+          sc_item_gather(t, a->s, it, it->total - 4, found_check, 4);
+    u32 want = *ok ? sc_content_mix(&t->secret, hm, sc_value_hash(&t->secret, it->type, value, it->vlen)) ^ place : 0;
+    free(value);
+    return want;
+}
+
+static void walk_lane(audit_t *a, u32 lane)
+{
+    sc_table_t *t = a->t;
+    sc_shard_t *s = a->s;
+    u64 tail = SC_LD_ACQ(&s->hard->tail[lane]), head = SC_LD_ACQ(&s->hard->head[lane]);
+    u32 page = SC_POS_PAGE(head), off = SC_POS_OFF(head), tp = SC_POS_PAGE(tail), to = SC_POS_OFF(tail), crossed = 0;
+    if (tp == SC_NO_PAGE)
+        return;
+    if (tp >= t->n_pages || page >= t->n_pages || off > t->page_size || to > t->page_size || (off & 7) || (to & 7)) {
+        found(a, "lane-ends", "lane %u: head %u+%u, tail %u+%u, but there are %u pages of %u bytes", lane, page, off, tp,
+              to, t->n_pages, t->page_size);
+        return;
+    }
+    u64 lh = SC_LD(&s->life[page]), lt = SC_LD(&s->life[tp]);
+    if (SC_LIFE_LANE(lh) != lane || SC_LIFE_LANE(lt) != lane || SC_LIFE_SEQ(lh) > SC_LIFE_SEQ(lt) ||
+        SC_LIFE_SEQ(lt) > SC_LD(&s->hard->seq)) {
+        found(a, "lane-ends", "lane %u: head page life %u|%llu, tail page life %u|%llu, shard seq %llu", lane,
+              SC_LIFE_LANE(lh), (unsigned long long)SC_LIFE_SEQ(lh), SC_LIFE_LANE(lt),
+              (unsigned long long)SC_LIFE_SEQ(lt), (unsigned long long)SC_LD(&s->hard->seq));
+        return;
+    }
+    while (page != tp || off < to) {
+        u32 skip = t->page_size - off;
+        if (off < t->page_size) {
+            sc_item_t it;
+            u64 w0 = SC_LD((u64 *)(void *)sc_at(t, s, page, off));
+            if (SC_W0_KLEN(w0) != 0) {
+                if (off + SC_ITEM_HEADER > t->page_size || !sc_item_load(t, s, page, off, &it)) {
+                    found(a, "item-header", "lane %u page %u+%u: header word %016llx cannot be an item", lane, page, off,
+                          (unsigned long long)w0);
+                    return;
+                }
+                u64 bit = bit_of(a, page, off);
+                a->starts[bit >> 3] = (u8)(a->starts[bit >> 3] | (1u << (bit & 7)));
+                skip = it.total;
+            }
+        }
+        u64 pos = (u64)off + skip;
+        while (pos >= t->page_size && page != tp) {
+            u32 q = SC_LD(&s->next[page]);
+            if (q >= t->n_pages || SC_LIFE_LANE(SC_LD(&s->life[q])) != lane ||
+                SC_LIFE_SEQ(SC_LD(&s->life[q])) <= SC_LIFE_SEQ(SC_LD(&s->life[page])) || ++crossed > t->n_pages) {
+                found(a, "lane-chain", "lane %u: page %u is followed by %u, which is not a later page of the lane", lane,
+                      page, q);
+                return;
+            }
+            page = q;
+            pos -= t->page_size;
+        }
+        off = (u32)pos;
+        if (page == tp && pos > to) {
+            found(a, "lane-chain", "lane %u: an item ends at %u+%llu, beyond the tail %u+%u", lane, page,
+                  (unsigned long long)pos, tp, to);
+            return;
+        }
+    }
+}
+
+static int in_window(audit_t *a, u32 page)
+{
+    return !sc_page_is_free(a->t, a->s, page);
+}
+
+static void check_entry(audit_t *a, u32 b, u32 i)
+{
+    sc_table_t *t = a->t;
+    sc_shard_t *s = a->s;
+    u64 e = SC_LD_ACQ(&s->buckets[b].entry[i]);
+    if (e == 0)
+        return;
+    u32 page = SC_ENTRY_PAGE(e), off = SC_ENTRY_OFF(e);
+    if (!sc_place_ok(t, page, off)) {
+        found(a, "entry-bounds", "bucket %u slot %u: points at page %u+%u, but there are %u pages of %u bytes", b, i, page,
+              off, t->n_pages, t->page_size);
+        return;
+    }
+    if (!in_window(a, page)) {
+        found(a, "entry-free-page", "bucket %u slot %u: points at page %u, which is free", b, i, page);
+        return;
+    }
+    u64 bit = bit_of(a, page, off);
+    if (SC_LIFE_SEQ(SC_LD(&s->life[page])) <= SC_LD(&s->hard->flush_seq))
+        return; /* cleared with the shard */
+    if (!(a->starts[bit >> 3] & (1u << (bit & 7)))) {
+        found(a, "entry-place", "bucket %u slot %u: points at page %u+%u, where no item of the log begins", b, i, page, off);
+        return;
+    }
+    sc_item_t it;
+    if (!sc_item_load(t, s, page, off, &it)) {
+        found(a, "item-header", "bucket %u slot %u: page %u+%u holds no item", b, i, page, off);
+        return;
+    }
+    u32 skip = SC_ITEM_HEADER + ((it.flags & SC_IF_SOFT) ? 8u : 0u), got = 0;
+    if (!sc_item_gather(t, s, &it, skip, a->keys, it.klen)) {
+        found(a, "item-chain", "bucket %u slot %u: the pages of item %u+%u leave the segment", b, i, page, off);
+        return;
+    }
+    u64 h = sc_hash(&t->secret, a->keys, it.klen, 0);
+    u32 tag = sc_tag_of(h), home = sc_home_of(h, t->n_buckets), other = sc_other_of(home, tag, t->n_buckets);
+    int ok;
+    u32 want = check_value_of(a, &it, h, &got, &ok);
+    if (!ok || want != got) {
+        found(a, "item-check", "bucket %u slot %u: item at page %u+%u has check %08x, wanted %08x", b, i, page, off, got,
+              want);
+        return;
+    }
+    if (tag != SC_ENTRY_TAG(e) || sc_shard_of(h, t->n_shards) != a->shard || (b != home && b != other)) {
+        found(a, "entry-key", "bucket %u slot %u: its key belongs to bucket %u or %u of shard %u with tag %04x", b, i, home,
+              other, sc_shard_of(h, t->n_shards), tag);
+        return;
+    }
+    for (u32 turn = 0, bb = home; turn < 2; turn++, bb = other) {
+        for (u32 j = 0; j < SC_N_SLOTS; j++) {
+            u64 x = SC_LD_ACQ(&s->buckets[bb].entry[j]);
+            sc_item_t y;
+            if ((bb == b && j == i) || SC_ENTRY_TAG(x) != tag || SC_ENTRY_PLACE(x) == SC_ENTRY_PLACE(e) ||
+                sc_entry_dead(t, s, x) || !sc_place_ok(t, SC_ENTRY_PAGE(x), SC_ENTRY_OFF(x)) ||
+                !sc_item_load(t, s, SC_ENTRY_PAGE(x), SC_ENTRY_OFF(x), &y) || y.klen != it.klen)
+                continue;
+            if (sc_item_key_is(t, s, &y, a->keys))
+                found(a, "key-twice", "bucket %u slot %u and bucket %u slot %u hold the same key", b, i, bb, j);
+        }
+        if (other == home)
+            break;
+    }
+}
+
+static u64 audit_shard(audit_t *a)
+{
+    sc_table_t *t = a->t;
+    a->n = 0;
+    memset(a->starts, 0, ((u64)t->n_pages << t->page_shift) / 64u + 1u);
+    for (u32 lane = 0; lane < SC_N_LANES; lane++)
+        walk_lane(a, lane);
+    for (u32 b = 0; b < t->n_buckets; b++)
+        for (u32 i = 0; i < SC_N_SLOTS; i++)
+            check_entry(a, b, i);
+    u32 n_free = 0;
+    for (u32 p = 0; p < t->n_pages; p++)
+        n_free += (u32)sc_page_is_free(t, a->s, p);
+    if (n_free != a->s->soft->n_free && a->s->guard->owner == 0 && a->s->guard->dirty == 0)
+        found(a, "free-count", "%u pages are free, the hint says %u", n_free, a->s->soft->n_free);
+    return a->n;
+}
+
+/* Reports every finding; returns their number, or UINT64_MAX when memory for the audit is missing. */
+u64 sc_check(sc_table_t *t, sc_report_fn report, void *arg)
+{
+    audit_t a = {t, NULL, 0, 0, NULL, arg, NULL, NULL};
+    u64 sum = 0;
+    a.starts = (u8 *)malloc(((u64)t->n_pages << t->page_shift) / 64u + 1u);
+    a.keys = (u8 *)malloc(SC_MAX_KEY);
+    if (a.starts == NULL || a.keys == NULL) {
+        free(a.starts);
+        free(a.keys);
+        return UINT64_MAX;
+    }
+    for (u32 shard = 0; shard < t->n_shards; shard++) {
+        a.shard = shard;
+        a.s = &t->shard[shard];
+        a.report = NULL;
+        if (audit_shard(&a) == 0 || audit_shard(&a) == 0)
+            continue;
+        a.report = report;
+        sum += audit_shard(&a);
+    }
+    free(a.starts);
+    free(a.keys);
+    return sum;
+}

@@ -1,0 +1,45 @@
+/* guard.h - who is alive, and who may write a shard. */
+#ifndef SC_GUARD_H
+#define SC_GUARD_H
+#include "table.h"
+
+/* Per (process, segment): which worker slot this process holds.  The words lie on a page that the kernel empties in a
+ * forked child, so one load tells a child that it has no slot of its own yet. */
+typedef struct {
+    u32 me;      /* owner word without waiters bit; 0 = no slot claimed by this very process */
+    u32 lock;    /* spin lock of the claim; emptied by fork, so a child never waits for a thread it does not have */
+    u32 denied;  /* 1: no slot was free; reads go on uncounted, the next write asks again */
+} sc_wipe_t;
+typedef struct sc_proc {
+    sc_wipe_t *wipe;
+    struct sc_proc *next;
+    u8 uuid[16];
+    int refs, sem_id, lost;
+    u32 n_shards, n_workers;
+} sc_proc_t;
+
+sc_proc_t *sc_proc_get(const sc_header_t *h, int sem_id);
+void sc_proc_put(sc_proc_t *p);
+u32 sc_worker_claim(sc_table_t *t, int *rc);
+int sc_beacon_value(sc_table_t *t, u32 slot);
+int sc_worker_dead(sc_table_t *t, u32 slot, u32 gen, int *lost);
+static inline u32 sc_worker_me(const sc_table_t *t) { return SC_LD(&t->proc->wipe->me); }
+
+int sc_guard_lock(sc_table_t *t, u32 shard, u32 me, i64 wait_ns);
+void sc_guard_unlock(sc_table_t *t, u32 shard);
+/* Worker slot, guard, recovery if the last owner died, successor word: everything between a caller and writing. */
+int sc_enter(sc_table_t *t, u32 shard, i64 wait_ns);
+void sc_leave(sc_table_t *t, u32 shard);
+int sc_segment_gone(sc_table_t *t);
+
+int sc_futex_wait(u32 *word, u32 seen, i64 ns);
+void sc_futex_wake(u32 *word, int n);
+
+/* ipc.c: kernel objects at creation time */
+int sc_sem_op(int sem_id, int num, int delta, int flags, i64 wait_ns);
+int sc_undo_probe(int sem_id, int num);
+int sc_lifecycle_enter(int sem_id, i64 wait_ns);
+int sc_lifecycle_leave(int sem_id);
+int sc_sem_set_guards(int sem_id, u32 n_shards, u32 n_sems);
+i64 sc_time_shift_ns(void);
+#endif

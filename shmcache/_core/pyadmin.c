@@ -1,0 +1,699 @@
+/* pyadmin.c - the methods of _core.Table that are not hot: attaching, walking, statistics, guards, leases, audit. */
+#include "pycore.h"
+#include <errno.h>
+#include <sys/mman.h>
+#include <sys/shm.h>
+#include <sys/stat.h>
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+#define WALKS 64 /* times a group is walked again while displacements run; each walk adds what it newly sees */
+
+typedef PyObject *const *args_t;
+
+int dict_put(PyObject *d, const char *name, PyObject *value)
+{
+    int r = value == NULL ? -1 : PyDict_SetItemString(d, name, value);
+    Py_XDECREF(value);
+    return r;
+}
+#define PUT_U(d, name, v) dict_put(d, name, PyLong_FromUnsignedLongLong((unsigned long long)(v)))
+#define PUT_I(d, name, v) dict_put(d, name, PyLong_FromLongLong((long long)(v)))
+
+map_t *map_hold(map_t *m)
+{
+    m->refs++;
+    return m;
+}
+void map_drop(map_t *m)
+{
+    if (m == NULL || --m->refs > 0)
+        return;
+    sc_table_free(m->t);
+    if (m->by_shmat)
+        shmdt(m->base);
+    else
+        munmap(m->base, m->size);
+    PyMem_Free(m);
+}
+
+PyObject *key_object(const u8 *p, u32 len)
+{
+    PyObject *r = PyUnicode_DecodeUTF8((const char *)p, (Py_ssize_t)len, NULL);
+    if (r == NULL && PyErr_ExceptionMatches(PyExc_UnicodeDecodeError)) {
+        PyErr_Clear();
+        r = PyBytes_FromStringAndSize((const char *)p, (Py_ssize_t)len);
+    }
+    return r;
+}
+
+/* _attach(fd, shm_id, size, sem_id, readonly, path, hugepages, prefault): maps fd, or attaches shm_id (then fd is -1),
+ * checks the header, makes the handle.  sem_id -1: none (a file, or mode "r" without rights to the semaphores). */
+static PyObject *table_attach(PyObject *o, args_t args, Py_ssize_t nargs)
+{
+    table_obj *self = (table_obj *)o;
+    if (nargs != 8)
+        return PyErr_Format(PyExc_TypeError, "_attach() takes 8 arguments (%zd given)", nargs);
+    int fd = (int)PyLong_AsLong(args[0]), shm_id = (int)PyLong_AsLong(args[1]);
+    unsigned long long size = PyLong_AsUnsignedLongLong(args[2]);
+    int sem_id = (int)PyLong_AsLong(args[3]), readonly = PyObject_IsTrue(args[4]);
+    const char *path = args[5] == Py_None ? "" : PyUnicode_AsUTF8AndSize(args[5], NULL);
+    int huge = PyObject_IsTrue(args[6]), prefault = PyObject_IsTrue(args[7]);
+    if (PyErr_Occurred() || path == NULL)
+        return NULL;
+    if (self->map != NULL)
+        return PyErr_Format(self->st->Error, "engine: a closed one wanted for attaching, an open one found");
+    u8 *base;
+    if (fd >= 0) {
+        base = (u8 *)mmap(NULL, (size_t)size, readonly ? PROT_READ : PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        if (base == MAP_FAILED)
+            return PyErr_SetFromErrno(PyExc_OSError);
+    } else {
+        base = (u8 *)shmat(shm_id, NULL, readonly ? SHM_RDONLY : 0);
+        if (base == (u8 *)-1)
+            return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    (void)madvise(base, (size_t)size, MADV_DONTDUMP); /* values are secrets, and a dump in progress holds guards */
+    if (huge)
+        (void)madvise(base, (size_t)size, MADV_HUGEPAGE);
+    char msg[400];
+    int mismatch = 0;
+    sc_header_t h;
+    const char *why = sc_header_check(base, size, &h, &mismatch, msg, sizeof msg);
+    map_t *m = why == NULL ? (map_t *)PyMem_Calloc(1, sizeof *m) : NULL;
+    sc_table_t *t = m != NULL ? sc_table_new(base, &h, readonly) : NULL;
+    struct stat st;
+    if (t != NULL && !readonly && sem_id >= 0 && (t->proc = sc_proc_get(&h, sem_id)) == NULL) {
+        sc_table_free(t);
+        t = NULL;
+    }
+    if (t == NULL) {
+        PyMem_Free(m);
+        if (fd >= 0)
+            munmap(base, (size_t)size);
+        else
+            shmdt(base);
+        if (why != NULL)
+            return PyErr_Format(mismatch ? self->st->LayoutMismatch : self->st->SegmentInvalid, "segment %s%s%s",
+                                path[0] ? path : "", path[0] ? ": " : "", why);
+        return PyErr_NoMemory();
+    }
+    if (prefault && !readonly && madvise(base, (size_t)size, MADV_POPULATE_WRITE) != 0)
+        for (size_t at = 0; at < size; at += 4096)
+            (void)SC_LD((volatile u8 *)(base + at));
+    t->sem_id = sem_id;
+    t->shm_id = shm_id;
+    if (fd >= 0 && path[0] != 0 && strlen(path) < sizeof t->path && fstat(fd, &st) == 0) {
+        memcpy(t->path, path, strlen(path) + 1);
+        t->dev = st.st_dev;
+        t->ino = st.st_ino;
+    }
+    if (t->proc == NULL)
+        t->readonly = 1;
+    m->t = t;
+    m->base = base;
+    m->size = (size_t)size;
+    m->by_shmat = fd < 0;
+    m->refs = 1;
+    self->map = m;
+    Py_RETURN_NONE;
+}
+
+static PyObject *table_detach(PyObject *o, PyObject *unused)
+{
+    table_obj *self = (table_obj *)o;
+    (void)unused;
+    map_t *m = self->map;
+    self->map = NULL;
+    map_drop(m);
+    Py_RETURN_NONE;
+}
+
+/* _configure(codec, prefix, default_ttl, lock_timeout) */
+static PyObject *table_configure(PyObject *o, args_t args, Py_ssize_t nargs)
+{
+    table_obj *self = (table_obj *)o;
+    if (nargs != 4 || !PyBytes_Check(args[1]))
+        return PyErr_Format(PyExc_TypeError, "_configure() takes (codec, prefix: bytes, default_ttl, lock_timeout)");
+    double ttl = args[2] == Py_None ? 0 : PyFloat_AsDouble(args[2]), timeout = PyFloat_AsDouble(args[3]);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_ssize_t n = PyBytes_Size(args[1]);
+    u8 *prefix = (u8 *)PyMem_Malloc((size_t)n + 1);
+    if (prefix == NULL)
+        return PyErr_NoMemory();
+    memcpy(prefix, PyBytes_AsString(args[1]), (size_t)n);
+    PyMem_Free(self->prefix);
+    self->prefix = prefix;
+    self->prefix_len = (u32)n;
+    PyObject *old = self->codec;
+    self->codec = Py_NewRef(args[0]);
+    Py_XDECREF(old);
+    self->default_ttl_ms = ttl > 0 ? (i64)(ttl * 1000.0 + 0.5) : -1;
+    self->lock_timeout_ns = (i64)(timeout * 1e9);
+    Py_RETURN_NONE;
+}
+
+/* ---- walking ------------------------------------------------------------------------------------------------------ */
+
+static int in_prefix(const table_obj *self, const u8 *key, u32 len)
+{
+    return len > self->prefix_len && (self->prefix_len == 0 || memcmp(key, self->prefix, self->prefix_len) == 0);
+}
+
+typedef int (*visit_fn)(table_obj *self, sc_seen_t *seen, int state, const u8 *key, void *arg);
+
+/* Visits what a group holds; walks again while displacements run or an entry changed under the look, so that an item
+ * present throughout is seen.  The visitor leaves out what it has had. */
+static int walk_group(table_obj *self, u32 group, visit_fn visit, void *arg)
+{
+    u64 *entries = (u64 *)PyMem_Malloc(SC_GROUP * SC_N_SLOTS * (sizeof(u64) + sizeof(u32)) + SC_MAX_KEY);
+    if (entries == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    u32 *where = (u32 *)(void *)(entries + SC_GROUP * SC_N_SLOTS);
+    u8 *key = (u8 *)(where + SC_GROUP * SC_N_SLOTS), moves[SC_GROUP];
+    int again = 1, ok = 1;
+    for (int walk = 0; ok && again && walk < WALKS; walk++) {
+        sc_table_t *t = self->map->t;
+        u32 n = sc_group_entries(t, group, entries, where, moves);
+        again = 0;
+        for (u32 i = 0; ok && i < n; i++) {
+            sc_seen_t seen;
+            int state = sc_see(t, group, where[i], entries[i], &seen, key);
+            if (state == SC_AGAIN) {
+                u64 m = SC_LD(&t->shard[seen.shard].life[SC_ENTRY_PAGE(entries[i])]);
+                if (SC_LIFE_SEQ(m) > SC_LD(&t->shard[seen.shard].hard->flush_seq))
+                    again = 1;
+                continue;
+            }
+            ok = visit(self, &seen, state, key, arg) == 0;
+        }
+        if (ok && sc_group_moved(t, group, moves))
+            again = 1;
+    }
+    PyMem_Free(entries);
+    return ok ? 0 : -1;
+}
+
+static int group_arg(table_obj *self, PyObject *arg, u32 *group)
+{
+    if (self->map == NULL)
+        return closed_error(self);
+    unsigned long g = PyLong_AsUnsignedLong(arg);
+    if (PyErr_Occurred())
+        return -1;
+    if (g >= sc_n_groups(self->map->t)) {
+        PyErr_Format(PyExc_IndexError, "group: below %u wanted, %lu found", sc_n_groups(self->map->t), g);
+        return -1;
+    }
+    *group = (u32)g;
+    return 0;
+}
+
+static int visit_key(table_obj *self, sc_seen_t *seen, int state, const u8 *key, void *arg)
+{
+    if (state != SC_HIT || !in_prefix(self, key, seen->f.klen))
+        return 0;
+    PyObject *k = key_object(key + self->prefix_len, seen->f.klen - self->prefix_len);
+    int r = k == NULL ? -1 : PyDict_SetItem((PyObject *)arg, k, Py_None);
+    Py_XDECREF(k);
+    return r;
+}
+static PyObject *table_scan_keys(PyObject *o, PyObject *arg)
+{
+    table_obj *self = (table_obj *)o;
+    u32 group;
+    if (group_arg(self, arg, &group) != 0)
+        return NULL;
+    PyObject *seen = PyDict_New(), *r = NULL;
+    if (seen != NULL && walk_group(self, group, visit_key, seen) == 0)
+        r = PyDict_Keys(seen);
+    Py_XDECREF(seen);
+    return r;
+}
+
+/* (key, type, size, deadline_ms, soft_ms, version, shard, bucket, slot, lane, page, off, use, birth_s, state) */
+static int visit_meta(table_obj *self, sc_seen_t *seen, int state, const u8 *key, void *arg)
+{
+    (void)self;
+    const char *name = state == SC_HIT ? "live" : state == SC_MISS ? "expired" : "corrupt";
+    int sound = state != SC_CHANGED;
+    PyObject *place = Py_BuildValue("(III)", seen->shard, seen->bucket, seen->slot), *k, *row;
+    if (place == NULL)
+        return -1;
+    if (sound)
+        k = key_object(key, seen->f.klen);
+    else
+        k = Py_NewRef(Py_None);
+    row = k == NULL ? NULL
+                    : Py_BuildValue("(NIIKKIIIIIIIIIs)", k, seen->f.type, sound ? seen->f.vlen : 0u,
+                                    (unsigned long long)SC_W1_DEADLINE(seen->f.w1), (unsigned long long)seen->f.soft,
+                                    SC_W1_VERSION(seen->f.w1), seen->shard, seen->bucket, seen->slot, seen->lane, seen->page,
+                                    seen->off, seen->freq, seen->birth_s, name);
+    int r = row == NULL ? -1 : PyDict_SetItem((PyObject *)arg, sound ? PyTuple_GetItem(row, 0) : place, row);
+    Py_XDECREF(row);
+    Py_DECREF(place);
+    return r;
+}
+static PyObject *table_scan_meta(PyObject *o, PyObject *arg)
+{
+    table_obj *self = (table_obj *)o;
+    u32 group;
+    if (group_arg(self, arg, &group) != 0)
+        return NULL;
+    PyObject *seen = PyDict_New(), *r = NULL;
+    if (seen != NULL && walk_group(self, group, visit_meta, seen) == 0)
+        r = PyDict_Values(seen);
+    Py_XDECREF(seen);
+    return r;
+}
+
+static int visit_count(table_obj *self, sc_seen_t *seen, int state, const u8 *key, void *arg)
+{
+    if (state == SC_HIT && in_prefix(self, key, seen->f.klen))
+        ++*(Py_ssize_t *)arg;
+    return 0;
+}
+/* Exact when nobody writes: a group walked again while others write may count twice. */
+Py_ssize_t table_length(PyObject *o)
+{
+    table_obj *self = (table_obj *)o;
+    Py_ssize_t n = 0;
+    if (self->map == NULL)
+        return closed_error(self);
+    for (u32 g = 0; self->map != NULL && g < sc_n_groups(self->map->t); g++) {
+        Py_ssize_t before = n;
+        u8 moves[SC_GROUP];
+        for (int tries = 0; tries < 8; tries++) { /* unlike a walk, a count begins the group anew */
+            n = before;
+            u64 *entries = (u64 *)PyMem_Malloc(SC_GROUP * SC_N_SLOTS * (sizeof(u64) + sizeof(u32)) + SC_MAX_KEY);
+            if (entries == NULL) {
+                PyErr_NoMemory();
+                return -1;
+            }
+            u32 *where = (u32 *)(void *)(entries + SC_GROUP * SC_N_SLOTS);
+            u8 *key = (u8 *)(where + SC_GROUP * SC_N_SLOTS);
+            u32 found = sc_group_entries(self->map->t, g, entries, where, moves);
+            for (u32 i = 0; i < found; i++) {
+                sc_seen_t seen;
+                int state = sc_see(self->map->t, g, where[i], entries[i], &seen, key);
+                (void)visit_count(self, &seen, state, key, &n);
+            }
+            PyMem_Free(entries);
+            if (!sc_group_moved(self->map->t, g, moves))
+                break;
+        }
+    }
+    return n;
+}
+
+/* ---- statistics, header, guards, shards ------------------------------------------------------------------------- */
+
+static PyObject *table_stats(PyObject *o, PyObject *unused)
+{
+    table_obj *self = (table_obj *)o;
+    (void)unused;
+    ATTACHED(self);
+    sc_table_t *t = self->map->t;
+    static const char *const worker_names[SC_N_STATS] = {"hits", "misses", "corrupt", "read_contended", "read_retries",
+                                                         "guard_waits", "guard_timeouts", "leases_full"};
+    static const char *const shard_names[SC_N_SHARD_STATS] = {
+        "sets", "deletes", "expired", "evicted", "evicted_index", "recoveries", "relocated", "bytes_set", "bytes_moved",
+        "no_space", "incrs", "touches", "displaced", "repaired", "clears", "max_steps", "max_moved", "evicted_before_ttl"};
+    u64 w[SC_N_STATS] = {0}, s[SC_N_SHARD_STATS] = {0}, dead = 0, free_pages = 0, pages = 0, slots = 0;
+    i64 items = 0, bytes = 0;
+    for (u32 i = 0; i < t->h.n_workers; i++)
+        for (u32 j = 0; j < SC_N_STATS; j++)
+            w[j] += SC_LD(&t->workers[i].stat[j]);
+    for (u32 i = 0; i < t->h.n_workers; i++)
+        slots += SC_LD(&t->workers[i].generation) != 0;
+    for (u32 i = 0; i < t->n_shards; i++) {
+        const sc_soft_t *soft = t->shard[i].soft;
+        for (u32 j = 0; j < SC_N_SHARD_STATS; j++) {
+            u64 v = SC_LD(&soft->stat[j]);
+            if (j == SC_SS_MAX_STEPS || j == SC_SS_MAX_MOVED)
+                s[j] = v > s[j] ? v : s[j];
+            else
+                s[j] += v;
+        }
+        for (u32 lane = 0; lane < SC_N_LANES; lane++)
+            dead += (u64)(SC_LD(&soft->dead[lane]) > 0 ? SC_LD(&soft->dead[lane]) : 0);
+        free_pages += SC_LD(&soft->n_free);
+        pages += t->n_pages;
+        items += SC_LD(&soft->n_items);
+        bytes += SC_LD(&soft->live_bytes);
+    }
+    PyObject *d = PyDict_New();
+    int bad = d == NULL;
+    for (u32 j = 0; !bad && j < SC_N_STATS; j++)
+        bad |= PUT_U(d, worker_names[j], w[j]);
+    for (u32 j = 0; !bad && j < SC_N_SHARD_STATS; j++)
+        bad |= PUT_U(d, shard_names[j], s[j]);
+    if (!bad) {
+        bad |= PUT_I(d, "items", items > 0 ? items : 0);
+        bad |= PUT_I(d, "bytes", bytes > 0 ? bytes : 0);
+        bad |= PUT_U(d, "dead_bytes", dead);
+        bad |= PUT_U(d, "size", t->size);
+        bad |= PUT_U(d, "pages", pages);
+        bad |= PUT_U(d, "pages_free", free_pages);
+        bad |= PUT_U(d, "page_size", t->page_size);
+        bad |= PUT_U(d, "slots_used", slots);
+        bad |= PUT_U(d, "sweep_passes", SC_LD(&t->control->sweep_passes));
+    }
+    if (bad)
+        Py_CLEAR(d);
+    return d;
+}
+
+static PyObject *table_header(PyObject *o, PyObject *unused);
+PyObject *header_dict(const sc_header_t *h)
+{
+    PyObject *d = PyDict_New();
+    if (d == NULL)
+        return NULL;
+    int bad = 0;
+#define U(field) bad |= PUT_U(d, #field, h->field)
+#define I(field) bad |= PUT_I(d, #field, h->field)
+    U(layout_version); U(size); U(n_shards); U(n_buckets); U(page_size); U(n_pages); U(n_workers); U(n_leases);
+    U(n_ghosts); U(item_size); U(shard_off); U(shard_size); U(max_value); U(guard_kind); U(flags); U(clean_period_ms);
+    U(default_ttl_ms); U(ipc_ns); I(clock_base_ns); I(created_ns); U(creator_pid); U(creator_uid); U(owner_uid);
+    U(owner_gid); U(perms); U(form); I(sem_key); I(sem_id); I(sem_ctime); U(n_sems); I(shm_key);
+    bad |= dict_put(d, "uuid", PyBytes_FromStringAndSize((const char *)h->uuid, 16));
+    bad |= dict_put(d, "boot_id", PyBytes_FromStringAndSize((const char *)h->boot_id, 16));
+    bad |= dict_put(d, "name", PyUnicode_DecodeUTF8(h->name, (Py_ssize_t)strnlen(h->name, sizeof h->name), "replace"));
+    bad |= PUT_U(d, "state", h->state);
+    if (bad)
+        Py_CLEAR(d);
+    return d;
+}
+static PyObject *table_header(PyObject *o, PyObject *unused)
+{
+    table_obj *self = (table_obj *)o;
+    (void)unused;
+    ATTACHED(self);
+    return header_dict(&self->map->t->h);
+}
+
+static PyObject *table_guards(PyObject *o, PyObject *unused)
+{
+    table_obj *self = (table_obj *)o;
+    (void)unused;
+    ATTACHED(self);
+    sc_table_t *t = self->map->t;
+    PyObject *list = PyList_New(0);
+    for (u32 i = 0; list != NULL && i < t->n_shards; i++) {
+        u32 word = t->h.guard_kind == SC_GUARD_FAST ? SC_LD(&t->shard[i].guard->owner) : SC_LD(&t->shard[i].guard->dirty);
+        u32 slot = SC_OWNER_SLOT(word), gen = SC_OWNER_GEN(word);
+        int lost = 0, dead = 0, known = word != 0 && slot < t->h.n_workers;
+        if (word != 0 && t->sem_id >= 0) {
+            if (t->proc != NULL)
+                dead = sc_worker_dead(t, slot, gen, &lost);
+            else if (!known || (SC_LD(&t->workers[slot].generation) & 0x7FFFFu) != gen)
+                dead = 1;
+            else
+                dead = sc_beacon_value(t, slot) == 0;
+        }
+        PyObject *d = PyDict_New();
+        int bad = d == NULL;
+        if (!bad) {
+            const sc_soft_t *soft = t->shard[i].soft;
+            bad |= PUT_U(d, "shard", i);
+            bad |= dict_put(d, "state", PyUnicode_FromString(word == 0 ? "free" : dead ? "dead" : "held"));
+            bad |= PUT_U(d, "slot", slot);
+            bad |= PUT_U(d, "generation", gen);
+            bad |= PUT_U(d, "pid", known ? SC_LD(&t->workers[slot].pid) : 0);
+            bad |= PUT_U(d, "start_time", known ? SC_LD(&t->workers[slot].start_time) : 0);
+            bad |= dict_put(d, "waiters", PyBool_FromLong(word & SC_OWNER_WAITERS));
+            bad |= PUT_U(d, "recoveries", SC_LD(&soft->stat[SC_SS_RECOVERIES]));
+            bad |= PUT_U(d, "items", SC_LD(&soft->n_items) > 0 ? SC_LD(&soft->n_items) : 0);
+            bad |= PUT_U(d, "pages_free", SC_LD(&soft->n_free));
+            bad |= PUT_U(d, "version", SC_LD(&t->shard[i].hard->version));
+            u32 leases = 0;
+            for (u32 j = 0; j < t->n_leases; j++)
+                leases += SC_LD(&t->shard[i].leases[j].owner) != 0 && SC_LD(&t->shard[i].leases[j].deadline) > sc_now(t);
+            bad |= PUT_U(d, "leases", leases);
+        }
+        if (bad || PyList_Append(list, d) != 0)
+            Py_CLEAR(list);
+        Py_XDECREF(d);
+    }
+    return list;
+}
+
+/* Lanes and pages of every shard: for memory maps and distributions. */
+static PyObject *table_shards(PyObject *o, PyObject *unused)
+{
+    table_obj *self = (table_obj *)o;
+    (void)unused;
+    ATTACHED(self);
+    sc_table_t *t = self->map->t;
+    PyObject *list = PyList_New(0);
+    for (u32 i = 0; list != NULL && i < t->n_shards; i++) {
+        const sc_soft_t *soft = t->shard[i].soft;
+        PyObject *d = PyDict_New(), *pages = PyList_New(0), *dead = PyList_New(0);
+        int bad = d == NULL || pages == NULL || dead == NULL;
+        for (u32 lane = 0; !bad && lane < SC_N_LANES; lane++) {
+            PyObject *a = PyLong_FromUnsignedLong(SC_LD(&soft->n_pages[lane]));
+            PyObject *b = PyLong_FromLongLong(SC_LD(&soft->dead[lane]));
+            bad |= a == NULL || b == NULL || PyList_Append(pages, a) != 0 || PyList_Append(dead, b) != 0;
+            Py_XDECREF(a);
+            Py_XDECREF(b);
+        }
+        if (!bad) {
+            bad |= PUT_U(d, "shard", i);
+            bad |= PUT_U(d, "pages", t->n_pages);
+            bad |= PUT_U(d, "pages_free", SC_LD(&soft->n_free));
+            bad |= PUT_I(d, "items", SC_LD(&soft->n_items));
+            bad |= PUT_I(d, "bytes", SC_LD(&soft->live_bytes));
+            bad |= dict_put(d, "lane_pages", Py_NewRef(pages));
+            bad |= dict_put(d, "lane_dead", Py_NewRef(dead));
+        }
+        if (bad || PyList_Append(list, d) != 0)
+            Py_CLEAR(list);
+        Py_XDECREF(d);
+        Py_XDECREF(pages);
+        Py_XDECREF(dead);
+    }
+    return list;
+}
+
+static void report_finding(void *arg, const char *code, u32 shard, const char *text)
+{
+    PyObject *list = *(PyObject **)arg;
+    if (list == NULL)
+        return;
+    PyObject *d = Py_BuildValue("{s:s,s:I,s:s}", "code", code, "shard", shard, "text", text);
+    if (d == NULL || PyList_Append(list, d) != 0)
+        Py_CLEAR(*(PyObject **)arg);
+    Py_XDECREF(d);
+}
+static PyObject *table_check(PyObject *o, PyObject *unused)
+{
+    table_obj *self = (table_obj *)o;
+    (void)unused;
+    ATTACHED(self);
+    PyObject *list = PyList_New(0);
+    if (list != NULL && sc_check(self->map->t, report_finding, &list) == UINT64_MAX) {
+        Py_XDECREF(list);
+        return PyErr_NoMemory();
+    }
+    return list;
+}
+
+static PyObject *table_set_clock(PyObject *o, PyObject *arg)
+{
+    table_obj *self = (table_obj *)o;
+    ATTACHED(self);
+    i64 ms = SC_CLOCK_REAL;
+    if (arg != Py_None) {
+        ms = PyLong_AsLongLong(arg);
+        if (ms == -1 && PyErr_Occurred())
+            return NULL;
+    }
+    self->map->t->clock.frozen_ms = ms;
+    Py_RETURN_NONE;
+}
+static PyObject *table_now_ms(PyObject *o, PyObject *unused)
+{
+    table_obj *self = (table_obj *)o;
+    (void)unused;
+    ATTACHED(self);
+    return PyLong_FromUnsignedLongLong(sc_now(self->map->t));
+}
+
+/* ---- clear, clean, leases ------------------------------------------------------------------------------------------ */
+
+static PyObject *table_clear(PyObject *o, PyObject *unused)
+{
+    table_obj *self = (table_obj *)o;
+    (void)unused;
+    ATTACHED(self);
+    u32 n = self->map->t->n_shards;
+    for (u32 i = 0; i < n; i++) {
+        int rc;
+        RUN(self, rc, 0, sc_clear_shard(t, i, wait));
+        if (rc == SC_BUSY)
+            return PyErr_Format(self->st->LockTimeout, "clear: all %u shards cleared wanted, %u found cleared, shard %u busy",
+                                n, i, i);
+        if (rc != SC_OK)
+            return raise_rc(self, rc, NULL);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *table_clean(PyObject *o, args_t args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    static const char *const names[] = {"limit"};
+    table_obj *self = (table_obj *)o;
+    PyObject *a[1];
+    ATTACHED(self);
+    if (args_parse("clean", args, nargs, kwnames, names, 1, 1, 0, a) != 0)
+        return NULL;
+    u64 limit = UINT64_MAX, cursor = 0, reclaimed = 0;
+    if (a[0] != NULL && a[0] != Py_None) {
+        long long v = PyLong_AsLongLong(a[0]);
+        if (v == -1 && PyErr_Occurred())
+            return NULL;
+        if (v < 0)
+            return PyErr_Format(PyExc_ValueError, "limit: 0 or more items wanted, %lld found", v);
+        limit = (u64)v;
+    }
+    int rc;
+    RUN(self, rc, 1, sc_clean(t, limit, &cursor, &reclaimed, wait));
+    return rc == SC_OK ? PyLong_FromUnsignedLongLong(reclaimed) : raise_rc(self, rc, NULL);
+}
+
+static int lease_name(table_obj *self, PyObject *name, u64 *hash)
+{
+    if (self->map == NULL)
+        return closed_error(self);
+    if (!PyBytes_Check(name)) {
+        PyErr_Format(PyExc_TypeError, "name: bytes wanted, %R found", (PyObject *)Py_TYPE(name));
+        return -1;
+    }
+    *hash = sc_lease_hash(self->map->t, PyBytes_AsString(name), (u32)PyBytes_Size(name));
+    return 0;
+}
+static int lease_ms(PyObject *seconds, u64 *ms)
+{
+    double s = PyFloat_AsDouble(seconds);
+    if (s == -1.0 && PyErr_Occurred())
+        return -1;
+    if (!(s > 0 && s < 315360000.0)) {
+        PyErr_Format(PyExc_ValueError, "lease: more than 0 and less than 315360000 seconds wanted, %R found", seconds);
+        return -1;
+    }
+    *ms = (u64)(s * 1000.0);
+    if (*ms == 0)
+        *ms = 1;
+    return 0;
+}
+static PyObject *table_lease_take(PyObject *o, args_t args, Py_ssize_t nargs)
+{
+    table_obj *self = (table_obj *)o;
+    u64 hash, ms, owner = 0, fence = 0;
+    if (nargs != 2)
+        return PyErr_Format(PyExc_TypeError, "_lease_take() takes 2 arguments (%zd given)", nargs);
+    if (lease_name(self, args[0], &hash) != 0 || lease_ms(args[1], &ms) != 0)
+        return NULL;
+    int rc;
+    RUN(self, rc, 0, sc_lease_take(t, hash, ms, &owner, &fence, wait));
+    if (rc == SC_EXISTS)
+        Py_RETURN_FALSE;
+    if (rc == SC_LEASES_FULL) {
+        sc_count(self->map->t, SC_ST_FULL_LEASES, 1);
+        Py_RETURN_NONE;
+    }
+    return rc == SC_OK ? Py_BuildValue("(KK)", (unsigned long long)owner, (unsigned long long)fence)
+                       : raise_rc(self, rc, NULL);
+}
+static PyObject *table_lease_extend(PyObject *o, args_t args, Py_ssize_t nargs)
+{
+    table_obj *self = (table_obj *)o;
+    u64 hash, ms, owner;
+    if (nargs != 3)
+        return PyErr_Format(PyExc_TypeError, "_lease_extend() takes 3 arguments (%zd given)", nargs);
+    if (lease_name(self, args[0], &hash) != 0 || lease_ms(args[2], &ms) != 0)
+        return NULL;
+    owner = PyLong_AsUnsignedLongLong(args[1]);
+    if (PyErr_Occurred())
+        return NULL;
+    int rc;
+    RUN(self, rc, 0, sc_lease_extend(t, hash, owner, ms, wait));
+    return rc == SC_OK || rc == SC_MISS ? PyBool_FromLong(rc == SC_OK) : raise_rc(self, rc, NULL);
+}
+static PyObject *table_lease_release(PyObject *o, args_t args, Py_ssize_t nargs)
+{
+    table_obj *self = (table_obj *)o;
+    u64 hash, owner;
+    if (nargs != 2)
+        return PyErr_Format(PyExc_TypeError, "_lease_release() takes 2 arguments (%zd given)", nargs);
+    if (lease_name(self, args[0], &hash) != 0)
+        return NULL;
+    owner = PyLong_AsUnsignedLongLong(args[1]);
+    if (PyErr_Occurred())
+        return NULL;
+    int rc;
+    RUN(self, rc, 0, sc_lease_release(t, hash, owner, wait));
+    return rc == SC_OK || rc == SC_MISS ? PyBool_FromLong(rc == SC_OK) : raise_rc(self, rc, NULL);
+}
+static PyObject *table_lease_wait(PyObject *o, args_t args, Py_ssize_t nargs)
+{
+    table_obj *self = (table_obj *)o;
+    u64 hash;
+    if (nargs != 2)
+        return PyErr_Format(PyExc_TypeError, "_lease_wait() takes 2 arguments (%zd given)", nargs);
+    double timeout = PyFloat_AsDouble(args[1]);
+    if ((timeout == -1.0 && PyErr_Occurred()) || lease_name(self, args[0], &hash) != 0)
+        return NULL;
+    if (!(timeout > 0))
+        Py_RETURN_NONE;
+    i64 until = sc_clock_mono_ns() + (i64)((timeout > 3600 ? 3600 : timeout) * 1e9);
+    for (;;) {
+        i64 left = until - sc_clock_mono_ns();
+        int held;
+        if (left <= 0)
+            break;
+        if (self->map == NULL)
+            return closed_error(self), NULL;
+        map_t *m = map_hold(self->map);
+        Py_BEGIN_ALLOW_THREADS;
+        held = sc_lease_wait(m->t, hash, left);
+        Py_END_ALLOW_THREADS;
+        map_drop(m);
+        if (PyErr_CheckSignals() != 0)
+            return NULL;
+        if (!held)
+            break;
+    }
+    Py_RETURN_NONE;
+}
+
+/* _mark_removed(successor): every writer sees it at its next write. */
+static PyObject *table_mark_removed(PyObject *o, PyObject *arg)
+{
+    table_obj *self = (table_obj *)o;
+    ATTACHED(self);
+    unsigned long long word = PyLong_AsUnsignedLongLong(arg);
+    if (PyErr_Occurred())
+        return NULL;
+    if (self->map->t->readonly)
+        return raise_rc(self, SC_READONLY, NULL);
+    SC_ST_REL(&self->map->t->control->successor, (u64)word);
+    self->map->t->lost = 1;
+    Py_RETURN_NONE;
+}
+
+#define M(name, flags) {"_" #name, (PyCFunction)(void (*)(void))table_##name, flags, NULL}
+PyMethodDef table_admin_methods[] = {
+    M(attach, METH_FASTCALL), M(detach, METH_NOARGS), M(configure, METH_FASTCALL), M(scan_keys, METH_O),
+    M(scan_meta, METH_O), M(stats, METH_NOARGS), M(header, METH_NOARGS), M(guards, METH_NOARGS), M(shards, METH_NOARGS),
+    M(check, METH_NOARGS), M(set_clock, METH_O), M(now_ms, METH_NOARGS), M(lease_take, METH_FASTCALL),
+    M(lease_extend, METH_FASTCALL), M(lease_release, METH_FASTCALL), M(lease_wait, METH_FASTCALL), M(mark_removed, METH_O),
+    {"clear", (PyCFunction)table_clear, METH_NOARGS, NULL},
+    {"clean", (PyCFunction)(void (*)(void))table_clean, METH_FASTCALL | METH_KEYWORDS, NULL},
+    {NULL, NULL, 0, NULL},
+};

@@ -1,0 +1,122 @@
+/* pycore.h - what the files that speak Python share. Limited API 3.11. */
+#ifndef SC_PYCORE_H
+#define SC_PYCORE_H
+#ifndef Py_LIMITED_API
+#define Py_LIMITED_API 0x030b0000
+#endif
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "guard.h"
+#include "heap.h"
+#include "table.h"
+
+#define RC_PYERR (-100) /* a Python error is set */
+
+typedef struct {
+    PyObject *table_type, *miss, *dflt, *check_key, *lifetime, *check_number, *str_encode, *str_decode;
+    PyObject *Error, *KeyTooLong, *ValueTooLarge, *NoSpace, *LockTimeout, *GuardLost, *TooManyWorkers, *SegmentNotOurs,
+        *NotANumber, *CounterOverflow, *NotSupported, *LayoutMismatch, *SegmentInvalid;
+} core_state;
+
+/* One mapping; kept until the last section that runs without the GIL has left it. Changed under the GIL only. */
+typedef struct {
+    sc_table_t *t;
+    u8 *base;
+    size_t size;
+    int by_shmat, refs;
+} map_t;
+
+typedef struct {
+    PyObject_HEAD
+    core_state *st;
+    PyObject *module; /* keeps st alive: a derived class has no module state */
+    map_t *map;       /* NULL: not attached, or closed */
+    PyObject *codec;
+    u8 *prefix;
+    u32 prefix_len;
+    i64 default_ttl_ms; /* -1: none */
+    i64 lock_timeout_ns;
+} table_obj;
+
+typedef struct {
+    sc_key_t k;
+    u8 small[128];
+    u8 *heap;
+} pykey;
+typedef struct {
+    sc_value_t v;
+    PyObject *owner;
+    double d;
+} pyvalue;
+
+map_t *map_hold(map_t *m);
+void map_drop(map_t *m);
+
+int key_init(table_obj *self, PyObject *key, pykey *out);
+static inline void key_done(pykey *k)
+{
+    if (k->heap != NULL)
+        PyMem_Free(k->heap);
+}
+int value_init(table_obj *self, PyObject *value, pyvalue *out);
+static inline void value_done(pyvalue *v) { Py_XDECREF(v->owner); }
+int deadline_of(table_obj *self, PyObject *ttl, PyObject *expire_at, u64 *out);
+PyObject *raise_rc(table_obj *self, int rc, const pykey *k);
+PyObject *read_value(table_obj *self, pykey *k, sc_found_t *f, int count, int grace, sc_token_t *token);
+int closed_error(table_obj *self);
+int args_parse(const char *fn, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, const char *const *names,
+               int n_pos, int n_names, int n_required, PyObject **out);
+PyObject *key_object(const u8 *p, u32 len);
+int dict_put(PyObject *d, const char *name, PyObject *value); /* takes the reference; 0, or -1 */
+
+#define ATTACHED(self)                                  \
+    if (SC_UNLIKELY((self)->map == NULL))               \
+        return closed_error(self), NULL
+
+/* Runs CALL (which uses `wait`), first as a try with the GIL held, then waiting without it, until it is not SC_BUSY or
+ * lock_timeout is over.  Signals are served between the waits, with nothing held. big: let the GIL go at once. */
+#define RUN(self, rc, big, CALL)                                                                     \
+    do {                                                                                             \
+        i64 wait = 0, until_ = 0;                                                                    \
+        for (;;) {                                                                                   \
+            map_t *m_ = (self)->map;                                                                 \
+            if (m_ == NULL) {                                                                        \
+                closed_error(self);                                                                  \
+                rc = RC_PYERR;                                                                       \
+                break;                                                                               \
+            }                                                                                        \
+            sc_table_t *t = m_->t;                                                                   \
+            if (wait == 0 && !(big)) {                                                               \
+                rc = (CALL);                                                                         \
+            } else {                                                                                 \
+                map_hold(m_);                                                                        \
+                Py_BEGIN_ALLOW_THREADS;                                                              \
+                rc = (CALL);                                                                         \
+                Py_END_ALLOW_THREADS;                                                                \
+                map_drop(m_);                                                                        \
+            }                                                                                        \
+            if (SC_LIKELY(rc != SC_BUSY))                                                            \
+                break;                                                                               \
+            if (PyErr_CheckSignals() != 0) {                                                         \
+                rc = RC_PYERR;                                                                       \
+                break;                                                                               \
+            }                                                                                        \
+            i64 now_ = sc_clock_mono_ns();                                                           \
+            if (until_ == 0) {                                                                       \
+                until_ = now_ + (self)->lock_timeout_ns;                                             \
+                sc_count(t, SC_ST_WAITS, 1);                                                         \
+            } else if (now_ >= until_) {                                                             \
+                sc_count(t, SC_ST_TIMEOUTS, 1);                                                      \
+                break;                                                                               \
+            }                                                                                        \
+            wait = until_ - now_ < 50000000 ? (until_ - now_ > 0 ? until_ - now_ : 1) : 50000000;    \
+        }                                                                                            \
+    } while (0)
+
+extern PyMethodDef table_hot_methods[], table_admin_methods[], core_functions[];
+PyObject *table_subscript(PyObject *self, PyObject *key);
+int table_ass_subscript(PyObject *self, PyObject *key, PyObject *value);
+int table_contains(PyObject *self, PyObject *key);
+Py_ssize_t table_length(PyObject *self);
+#endif

@@ -1,0 +1,510 @@
+/* table.c - reads without a guard and writes under one.
+ *
+ * Read rules
+ *   R1  After copying, the entry is compared again, then the life of the item's first page, both in this order, the entry
+ *       by an acquire load.  An entry unchanged over an unchanged life means the item was stored all the while, so none of
+ *       its pages was given a new life.
+ *   R2  A reader stores nothing but a use bit in a bucket line, never into a page.
+ *   R3  A reader that found nothing compares `moves` of the first bucket: a key displaced during the pass is no miss.
+ * Write rules
+ *   W2  Duplicates left by a killed displacement are cleared by every set, delete and step before anything else.
+ *   W4  The tail is stored once per item, after all its pages and bytes.
+ *   K1  cas compares version and number of a counter under the guard that incr holds, so it never overwrites an incr.
+ *   The key's own item is never a victim of its own set; a failed or killed set leaves the old value. */
+#include "guard.h"
+#include "heap.h"
+#include <sched.h>
+#include <stdlib.h>
+
+#define PASSES_QUICK 64u  /* passes before the reader yields the processor between them */
+#define PASSES_MOST 1000u /* then it answers miss, counted as read_contended */
+
+u64 sc_now(sc_table_t *t) { return sc_clock_now_ms(&t->clock); }
+
+void sc_key_init(const sc_table_t *t, sc_key_t *k, const void *p, u32 len)
+{
+    k->p = (const u8 *)p;
+    k->len = len;
+    k->h = sc_hash(&t->secret, p, len, 0);
+    k->shard = sc_shard_of(k->h, t->n_shards);
+    k->tag = sc_tag_of(k->h);
+    k->b1 = sc_home_of(k->h, t->n_buckets);
+    k->b2 = sc_other_of(k->b1, k->tag, t->n_buckets);
+}
+
+/* Adds to this worker's own statistics line; the first count of a process claims its slot. */
+void sc_count(sc_table_t *t, int stat, u64 n)
+{
+    if (t->readonly)
+        return;
+    u32 me = sc_worker_me(t);
+    if (SC_UNLIKELY(me == 0)) {
+        int rc;
+        if (SC_LD(&t->proc->wipe->denied) || t->lost || (me = sc_worker_claim(t, &rc)) == 0)
+            return;
+    }
+    u64 *p = &t->workers[SC_OWNER_SLOT(me)].stat[stat];
+    SC_ST(p, SC_LD(p) + n);
+}
+
+/* ---- reads ------------------------------------------------------------------------------------------------------ */
+
+/* Finds a key: one validated pass over its two buckets.  f is what was found; value bytes are copied by sc_get_finish. */
+int sc_get_begin(sc_table_t *t, const sc_key_t *k, sc_found_t *f)
+{
+    sc_shard_t *s = &t->shard[k->shard];
+    for (u32 pass = 0; pass < PASSES_MOST; pass++) {
+        if (SC_UNLIKELY(pass >= PASSES_QUICK))
+            sched_yield();
+        sc_bucket_t *first = &s->buckets[k->b1];
+        u8 moves = SC_LD_ACQ(&first->moves);
+        u32 b = k->b1;
+        for (int turn = 0; turn < 2; turn++, b = k->b2) {
+            sc_bucket_t *bucket = &s->buckets[b];
+            for (u32 i = 0; i < SC_N_SLOTS; i++) {
+                u64 e = SC_LD_ACQ(&bucket->entry[i]);
+                if (SC_ENTRY_TAG(e) != k->tag)
+                    continue;
+                u32 page = SC_ENTRY_PAGE(e), off = SC_ENTRY_OFF(e);
+                if (SC_UNLIKELY(!sc_place_ok(t, page, off)))
+                    continue; /* rot: no item can lie there */
+                u64 m = SC_LD_ACQ(&s->life[page]);
+                if (SC_UNLIKELY(SC_LD(&bucket->entry[i]) != e))
+                    goto again;
+                if (SC_UNLIKELY(SC_LIFE_SEQ(m) <= SC_LD(&s->hard->flush_seq)))
+                    continue;
+                sc_item_t it;
+                int sound = sc_item_load(t, s, page, off, &it);
+                int same = sound && it.klen == k->len && sc_item_key_is(t, s, &it, k->p);
+                i64 num = 0;
+                if (same && SC_TYPE(it.type) == SC_T_INT) {
+                    u64 *word = sc_item_word(t, s, &it, it.voff);
+                    if (word != NULL)
+                        num = (i64)SC_LD(word);
+                }
+                SC_FENCE_ACQ();
+                if (SC_UNLIKELY(SC_LD_ACQ(&bucket->entry[i]) != e || SC_LD(&s->life[page]) != m))
+                    goto again; /* R1 */
+                if (SC_UNLIKELY(!sound)) {
+                    sc_count(t, SC_ST_CORRUPT, 1);
+                    continue;
+                }
+                if (!same)
+                    continue;
+                u64 deadline = SC_W1_DEADLINE(it.w1);
+                if (deadline != 0 && deadline <= sc_clock_now_ms(&t->clock))
+                    return SC_MISS;
+                f->bucket = b;
+                f->slot = i;
+                f->entry = e;
+                f->life = m;
+                f->w0 = it.w0;
+                f->w1 = it.w1;
+                f->soft = it.soft;
+                f->page = page;
+                f->off = off;
+                f->klen = it.klen;
+                f->vlen = it.vlen;
+                f->flags = it.flags;
+                f->type = it.type;
+                f->voff = it.voff;
+                f->total = it.total;
+                f->num = num;
+                f->passes = pass;
+                return SC_HIT;
+            }
+            if (k->b2 == k->b1)
+                break;
+        }
+        SC_FENCE_ACQ();
+        if (SC_LIKELY(SC_LD(&first->moves) == moves))
+            return SC_MISS; /* R3 */
+    again:;
+    }
+    sc_count(t, SC_ST_CONTENDED, 1);
+    return SC_MISS;
+}
+
+/* Copies the value (f->vlen bytes, or 8 for a counter) to private memory, then validates place and content.
+ * SC_AGAIN: begin anew.  SC_MISS: the check does not match.  count: raise the use bit. */
+int sc_get_finish(sc_table_t *t, const sc_key_t *k, sc_found_t *f, void *value, int count)
+{
+    sc_shard_t *s = &t->shard[k->shard];
+    sc_bucket_t *bucket = &s->buckets[f->bucket];
+    sc_item_t it = {f->w0, f->w1, f->soft, f->page, f->off, f->klen, f->vlen, f->flags, f->type, f->voff, f->total};
+    u32 check = 0;
+    if (SC_LIKELY(sc_item_flat(t, &it))) {
+        const u8 *p = sc_at(t, s, f->page, f->off);
+        sc_copy(value, p + f->voff, f->vlen);
+        if (t->full)
+            check = SC_LD((const u32 *)(const void *)(p + f->total - 4));
+    } else if (!sc_item_gather(t, s, &it, f->voff, value, f->vlen) ||
+               (t->full && !sc_item_gather(t, s, &it, f->total - 4, &check, 4))) {
+        check = 0; /* a chain that leaves the segment: torn, or rot; the comparison below tells which */
+        f->total = 0;
+    }
+    SC_FENCE_ACQ();
+    if (SC_UNLIKELY(SC_LD_ACQ(&bucket->entry[f->slot]) != f->entry || SC_LD(&s->life[f->page]) != f->life))
+        return SC_AGAIN; /* R1 */
+    u64 hm = sc_header_mix(&t->secret, k->h, f->w0, f->soft);
+    u32 place = sc_place_mix(&t->secret, f->life, f->page, f->off);
+    int ok = f->total != 0;
+    if (t->full)
+        ok = ok && check == (sc_content_mix(&t->secret, hm, sc_value_hash(&t->secret, f->type, value, f->vlen)) ^ place);
+    else
+        ok = ok && SC_W0_HCHECK(f->w0) == (((u32)(hm >> 56) ^ place) & 0xFFu);
+    if (SC_UNLIKELY(!ok)) {
+        sc_count(t, SC_ST_CORRUPT, 1);
+        return SC_MISS;
+    }
+    if (SC_TYPE(f->type) == SC_T_INT)
+        memcpy(&f->num, value, 8);
+    if (count && !t->readonly) {
+        u8 freq = SC_LD(&bucket->freq[f->slot]);
+        if (freq < SC_FREQ_MAX)
+            SC_ST(&bucket->freq[f->slot], (u8)(freq + 1)); /* R2 */
+    }
+    return SC_HIT;
+}
+
+/* Opaque: version and content; of a counter, version and number. Place is left out, so relocation changes no token. */
+sc_token_t sc_token_of(const sc_table_t *t, const sc_key_t *k, const sc_found_t *f, const void *value)
+{
+    sc_token_t tok;
+    u64 hm = sc_header_mix(&t->secret, k->h, f->w0, f->soft);
+    tok.hi = ((u64)SC_W1_VERSION(f->w1) << 8) | f->type;
+    tok.lo = SC_TYPE(f->type) == SC_T_INT ? (u64)f->num
+                                          : sc_content_mix(&t->secret, hm,
+                                                           sc_value_hash(&t->secret, f->type, value, f->vlen));
+    return tok;
+}
+
+/* ---- writes ----------------------------------------------------------------------------------------------------- */
+
+static void op_begin(sc_op_t *op, sc_table_t *t, u32 shard)
+{
+    memset(op, 0, sizeof *op);
+    op->t = t;
+    op->s = &t->shard[shard];
+    op->seq0 = op->s->hard->seq;
+}
+
+/* 1 = the item counts as present for everything but its replacement. */
+static int alive(sc_op_t *op, const sc_item_t *it)
+{
+    if (sc_expired(op, it->w1))
+        return 0;
+    return it->soft == 0 || it->soft > sc_op_now(op);
+}
+
+static int token_matches(sc_op_t *op, const sc_key_t *k, const sc_item_t *it, const sc_token_t *tok)
+{
+    sc_table_t *t = op->t;
+    if (tok->hi != (((u64)SC_W1_VERSION(it->w1) << 8) | it->type))
+        return 0;
+    if (SC_TYPE(it->type) == SC_T_INT) {
+        const u64 *word = sc_item_word(t, op->s, it, it->voff);
+        return word != NULL && SC_LD(word) == tok->lo;
+    }
+    u32 mix;
+    if (t->full) {
+        if (!sc_item_gather(t, op->s, it, it->total - 4, &mix, 4))
+            return 0;
+        mix ^= sc_place_mix(&t->secret, SC_LD(&op->s->life[it->page]), it->page, it->off);
+    } else {
+        u8 *copy = (u8 *)malloc(it->vlen + 1u);
+        int ok = copy != NULL && sc_item_gather(t, op->s, it, it->voff, copy, it->vlen);
+        mix = ok ? sc_content_mix(&t->secret, sc_header_mix(&t->secret, k->h, it->w0, it->soft),
+                                  sc_value_hash(&t->secret, it->type, copy, it->vlen))
+                 : (u32)~tok->lo;
+        free(copy);
+    }
+    return mix == (u32)tok->lo;
+}
+
+/* Whether the item under entry e is the very one the caller has read. */
+static int same_item(const sc_op_t *op, u64 e, const sc_cond_t *cond)
+{
+    return SC_ENTRY_PLACE(e) == SC_ENTRY_PLACE(cond->same_entry) &&
+           SC_LD(&op->s->life[SC_ENTRY_PAGE(e)]) == cond->same_life;
+}
+
+/* Writes the item at the place reserved and returns its check-bearing first word; nothing is visible yet. */
+static void write_item(sc_op_t *op, const sc_key_t *k, const sc_value_t *v, sc_room_t *r, u32 total)
+{
+    sc_table_t *t = op->t;
+    static const u8 pad[8];
+    u32 flags = v->soft ? SC_IF_SOFT : 0, is_int = SC_TYPE(v->type) == SC_T_INT, vlen = is_int ? 8u : v->len;
+    u64 version = op->s->hard->version + 1;
+    op->s->hard->version = version; /* raised before use */
+    u64 w0 = SC_W0(vlen, flags, k->len, v->type, 0), w1 = SC_W1(v->deadline, version);
+    u64 hm = sc_header_mix(&t->secret, k->h, w0, v->soft);
+    u32 place = sc_place_mix(&t->secret, SC_LD(&op->s->life[r->page]), r->page, r->off);
+    if (!t->full)
+        w0 |= (u64)(((u32)(hm >> 56) ^ place) & 0xFFu) << 56;
+    u64 head[3] = {w0, w1, v->soft};
+    sc_heap_write_guarded(op, r, head, v->soft ? 24 : 16);
+    sc_heap_write_guarded(op, r, k->p, k->len);
+    u32 voff = sc_item_voff(k->len, flags, v->type), begun = (v->soft ? 24u : 16u) + k->len;
+    if (voff > begun)
+        sc_heap_write_guarded(op, r, pad, voff - begun);
+    const void *p = is_int ? (const void *)&v->num : v->p;
+    sc_heap_write_guarded(op, r, p, vlen);
+    if (t->full) {
+        u32 check = sc_content_mix(&t->secret, hm, sc_value_hash(&t->secret, v->type, p, vlen)) ^ place;
+        u32 gap = total - voff - vlen - 4;
+        if (gap > 0)
+            sc_heap_write_guarded(op, r, pad, gap);
+        sc_heap_write_guarded(op, r, &check, 4);
+    }
+}
+
+/* Stores under the guard. entry and old describe the key's present item, entry NULL: none. */
+static int store_guarded(sc_op_t *op, const sc_key_t *k, const sc_value_t *v, u64 *entry, sc_item_t *old, u32 bucket,
+                         u32 slot)
+{
+    sc_table_t *t = op->t;
+    sc_shard_t *s = op->s;
+    u32 flags = v->soft ? SC_IF_SOFT : 0, vlen = SC_TYPE(v->type) == SC_T_INT ? 8u : v->len;
+    u32 total = sc_item_total(k->len, vlen, flags, v->type, t->full);
+    u32 old_lane = 0, old_freq = 0;
+    int had = entry != NULL;
+    if (had) {
+        old_lane = SC_LIFE_LANE(SC_LD(&s->life[old->page]));
+        old_freq = SC_LD(&s->buckets[bucket].freq[slot]);
+        if (sc_expired(op, old->w1))
+            s->soft->stat[SC_SS_EXPIRED]++;
+    }
+    u32 lane = sc_lane_of_new(op, k, v->deadline, total, old_lane, old_freq, had);
+    op->protect = entry;
+    int rc = sc_room_guarded(op, lane, total);
+    if (rc != SC_OK) {
+        s->soft->stat[SC_SS_NO_SPACE]++;
+        return rc;
+    }
+    if (had && op->steps > 0) /* steps may have moved it, or passed it expired */
+        had = (entry = sc_index_find_guarded(op, k, old, &bucket, &slot)) != NULL;
+    if (!had && (entry = sc_index_slot_guarded(op, k, &bucket, &slot)) == NULL) {
+        s->soft->stat[SC_SS_NO_SPACE]++;
+        return SC_NO_SPACE;
+    }
+    sc_room_t r;
+    if (!sc_heap_reserve_guarded(op, lane, total, &r)) {
+        s->soft->stat[SC_SS_NO_SPACE]++;
+        return SC_NO_SPACE;
+    }
+    write_item(op, k, v, &r, total);
+    sc_heap_commit_guarded(op, lane, &r); /* COMMIT 1 */
+    u64 victim = had ? 0 : SC_LD(entry);
+    SC_CRASHPOINT(before_publish);
+    SC_ST_REL(entry, SC_ENTRY(k->tag, r.page, r.off, sc_coarse_of(t, v->deadline))); /* COMMIT 2: old to new */
+    SC_BARRIER();
+    SC_CRASHPOINT(after_publish);
+    if (had) {
+        sc_account_dead_guarded(op, old->page, old);
+        if (t->h.flags & SC_F_SECURE)
+            sc_item_wipe_guarded(op, old->page, old->off);
+    } else {
+        SC_ST(&s->buckets[bucket].freq[slot], 0);
+        sc_item_t it;
+        if (!sc_entry_dead(t, s, victim) && sc_place_ok(t, SC_ENTRY_PAGE(victim), SC_ENTRY_OFF(victim)) &&
+            sc_item_load(t, s, SC_ENTRY_PAGE(victim), SC_ENTRY_OFF(victim), &it)) {
+            sc_account_dead_guarded(op, it.page, &it);
+            s->soft->stat[SC_SS_EVICTED]++;
+            s->soft->stat[SC_SS_EVICTED_INDEX]++;
+            if (t->h.flags & SC_F_SECURE)
+                sc_item_wipe_guarded(op, it.page, it.off);
+        }
+    }
+    sc_mean_add(op, total);
+    s->soft->n_items++;
+    s->soft->live_bytes += (i64)k->len + vlen;
+    s->soft->stat[SC_SS_BYTES_SET] += total;
+    return SC_OK;
+}
+
+static int fits(const sc_table_t *t, const sc_key_t *k, const sc_value_t *v)
+{
+    u64 most = (u64)(t->n_pages - t->reserve) << t->page_shift;
+    return v->len <= t->h.max_value && (u64)k->len + v->len + 64u <= most / 2u;
+}
+
+int sc_store(sc_table_t *t, const sc_key_t *k, const sc_value_t *v, const sc_cond_t *cond, i64 wait_ns)
+{
+    if (!fits(t, k, v))
+        return SC_TOO_LARGE;
+    int rc = sc_enter(t, k->shard, wait_ns);
+    if (rc != SC_OK)
+        return rc;
+    sc_op_t op;
+    sc_item_t old;
+    u32 bucket = 0, slot = 0;
+    op_begin(&op, t, k->shard);
+    u64 *entry = sc_index_find_guarded(&op, k, &old, &bucket, &slot);
+    if (cond->mode != SC_SET) {
+        int live = entry != NULL && alive(&op, &old);
+        rc = SC_OK;
+        if (cond->mode == SC_ADD)
+            rc = live ? SC_EXISTS : SC_OK;
+        else if (!live)
+            rc = SC_MISS;
+        else if (cond->mode == SC_CAS && !token_matches(&op, k, &old, &cond->token))
+            rc = SC_CHANGED;
+        else if (cond->mode == SC_IF_SAME && !same_item(&op, SC_LD(entry), cond))
+            rc = SC_CHANGED;
+    }
+    if (rc == SC_OK) {
+        sc_value_t kept = *v;
+        if (cond->keep_lifetime) { /* a touch since the read is not lost */
+            kept.deadline = SC_W1_DEADLINE(old.w1);
+            kept.soft = old.soft;
+        }
+        rc = store_guarded(&op, k, &kept, entry, &old, bucket, slot);
+    }
+    if (rc == SC_OK)
+        op.s->soft->stat[SC_SS_SETS]++;
+    sc_leave(t, k->shard);
+    return rc;
+}
+
+/* num: the number of a deleted counter, which pop must hand out as it was at that moment. */
+int sc_delete(sc_table_t *t, const sc_key_t *k, const sc_cond_t *cond, i64 *num, i64 wait_ns)
+{
+    int rc = sc_enter(t, k->shard, wait_ns);
+    if (rc != SC_OK)
+        return rc;
+    sc_op_t op;
+    sc_item_t old;
+    u32 bucket, slot;
+    op_begin(&op, t, k->shard);
+    u64 *entry = sc_index_find_guarded(&op, k, &old, &bucket, &slot);
+    rc = SC_MISS;
+    if (entry != NULL) {
+        if (!alive(&op, &old)) {
+            sc_drop_guarded(&op, entry, &old);
+            op.s->soft->stat[SC_SS_EXPIRED]++;
+        } else if (cond != NULL && cond->mode == SC_IF_SAME && !same_item(&op, SC_LD(entry), cond)) {
+            rc = SC_CHANGED;
+        } else {
+            if (num != NULL && SC_TYPE(old.type) == SC_T_INT) {
+                const u64 *word = sc_item_word(t, op.s, &old, old.voff);
+                if (word != NULL)
+                    *num = (i64)SC_LD(word);
+            }
+            sc_drop_guarded(&op, entry, &old);
+            op.s->soft->stat[SC_SS_DELETES]++;
+            rc = SC_OK;
+        }
+    }
+    sc_leave(t, k->shard);
+    return rc;
+}
+
+/* SC_AGAIN: the item has a soft deadline, which its check covers: the caller stores it anew. */
+int sc_touch(sc_table_t *t, const sc_key_t *k, u64 deadline, const sc_cond_t *cond, i64 wait_ns)
+{
+    int rc = sc_enter(t, k->shard, wait_ns);
+    if (rc != SC_OK)
+        return rc;
+    sc_op_t op;
+    sc_item_t old;
+    u32 bucket, slot;
+    op_begin(&op, t, k->shard);
+    u64 *entry = sc_index_find_guarded(&op, k, &old, &bucket, &slot);
+    rc = SC_MISS;
+    if (entry != NULL && alive(&op, &old)) {
+        u64 e = SC_LD(entry);
+        if (cond != NULL && cond->mode == SC_IF_SAME && !same_item(&op, e, cond)) {
+            rc = SC_CHANGED;
+        } else if (old.flags & SC_IF_SOFT) {
+            rc = SC_AGAIN;
+        } else {
+            u64 *w1 = (u64 *)(void *)sc_at(t, op.s, old.page, old.off) + 1;
+            SC_ST_REL(w1, SC_W1(deadline, SC_W1_VERSION(old.w1))); /* COMMIT */
+            SC_CRASHPOINT(touched);
+            SC_ST_REL(entry, (e & ~0xFFull) | sc_coarse_of(t, deadline));
+            SC_BARRIER();
+            op.s->soft->stat[SC_SS_TOUCHES]++;
+            rc = SC_OK;
+        }
+    }
+    sc_leave(t, k->shard);
+    return rc;
+}
+
+int sc_incr(sc_table_t *t, const sc_key_t *k, i64 delta, int create, i64 initial, u64 deadline, i64 *result,
+            i64 wait_ns)
+{
+    sc_value_t v = {NULL, 0, 8, SC_T_INT, deadline, 0};
+    if (!fits(t, k, &v))
+        return SC_TOO_LARGE;
+    int rc = sc_enter(t, k->shard, wait_ns);
+    if (rc != SC_OK)
+        return rc;
+    sc_op_t op;
+    sc_item_t old;
+    u32 bucket = 0, slot = 0;
+    op_begin(&op, t, k->shard);
+    u64 *entry = sc_index_find_guarded(&op, k, &old, &bucket, &slot);
+    if (entry != NULL && alive(&op, &old)) {
+        u64 *word;
+        i64 now;
+        if (SC_TYPE(old.type) != SC_T_INT)
+            rc = SC_TYPE(old.type) == SC_T_BIGINT ? SC_OVERFLOW : SC_NOT_NUMBER;
+        else if ((word = sc_item_word(t, op.s, &old, old.voff)) == NULL)
+            rc = SC_NOT_NUMBER;
+        else if (__builtin_add_overflow((i64)SC_LD(word), delta, &now))
+            rc = SC_OVERFLOW;
+        else {
+            SC_ST_REL(word, (u64)now); /* COMMIT */
+            SC_BARRIER();
+            *result = now;
+            u8 *freq = &op.s->buckets[bucket].freq[slot];
+            if (SC_LD(freq) < SC_FREQ_MAX)
+                SC_ST(freq, (u8)(SC_LD(freq) + 1));
+        }
+    } else if (!create) {
+        rc = SC_MISS;
+    } else if (__builtin_add_overflow(initial, delta, &v.num)) {
+        rc = SC_OVERFLOW;
+    } else {
+        rc = store_guarded(&op, k, &v, entry, &old, bucket, slot);
+        *result = v.num;
+    }
+    if (rc == SC_OK)
+        op.s->soft->stat[SC_SS_INCRS]++;
+    sc_leave(t, k->shard);
+    return rc;
+}
+
+/* One store empties a shard.  C0: an append never continues on a flushed page (sc_heap_reserve_guarded). */
+int sc_clear_shard(sc_table_t *t, u32 shard, i64 wait_ns)
+{
+    int rc = sc_enter(t, shard, wait_ns);
+    if (rc != SC_OK)
+        return rc;
+    sc_shard_t *s = &t->shard[shard];
+    SC_ST_REL(&s->hard->flush_seq, s->hard->seq); /* COMMIT */
+    SC_BARRIER();
+    SC_CRASHPOINT(flushed);
+    s->soft->n_items = 0;
+    s->soft->live_bytes = 0;
+    for (u32 lane = 0; lane < SC_N_LANES; lane++)
+        s->soft->dead[lane] = (i64)s->soft->n_pages[lane] << t->page_shift;
+    s->soft->stat[SC_SS_CLEARS]++;
+    if (t->h.flags & SC_F_SECURE) {
+        sc_op_t op;
+        op_begin(&op, t, shard);
+        for (u32 b = 0; b < t->n_buckets; b++)
+            for (u32 i = 0; i < SC_N_SLOTS; i++) {
+                u64 e = SC_LD(&s->buckets[b].entry[i]);
+                if (e != 0 && SC_ENTRY_PAGE(e) < t->n_pages &&
+                    SC_LIFE_SEQ(SC_LD(&s->life[SC_ENTRY_PAGE(e)])) <= s->hard->flush_seq) {
+                    SC_ST_REL(&s->buckets[b].entry[i], 0);
+                    sc_item_wipe_guarded(&op, SC_ENTRY_PAGE(e), SC_ENTRY_OFF(e));
+                }
+            }
+    }
+    sc_leave(t, shard);
+    return SC_OK;
+}

@@ -1,0 +1,1 @@
+"""The engines, one file each; imported by the registry when their scheme is opened."""

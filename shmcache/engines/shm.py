@@ -1,0 +1,170 @@
+"""The shared-memory engine: posix, sysv and anon.
+
+The hot methods are those of the C type _core.Table, one atomic operation each; this class adds opening, options and what is
+not hot. Drivers: the C extension; posix_ipc and sysv_ipc for creating and removing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import weakref
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from .. import _core, segment, url
+from ..codec import PickleCodec, codec_option, get_codec
+from ..engine import Capability, Engine
+from ..errors import GuardLost, NotSupported
+from ..url import Parser, Url
+
+__all__ = ["ShmEngine"]
+
+
+def _uids(name: str, value: Any) -> tuple[int, ...]:
+    """User names or numbers, `,`-separated or as an iterable."""
+    parts = value.split(",") if isinstance(value, str) else list(value)
+    return tuple(segment.user_ids(str(part), None)[0] for part in parts if str(part))
+
+
+_COUNT = url.size(1)
+OPTIONS: dict[str, Parser] = {
+    "size": url.size(),
+    "buckets": _COUNT,
+    "item_size": _COUNT,
+    "guards": _COUNT,
+    "workers": _COUNT,
+    "max_value": _COUNT,
+    "guard": url.choice("auto", "semaphore", "fast"),
+    "clean_period": url.seconds(),
+    "default_ttl": url.seconds(),
+    "eviction": url.choice("auto", "none"),
+    "integrity": url.choice("full", "header"),
+    "perms": url.permissions,
+    "owner": url.text,
+    "group": url.text,
+    "owners": _uids,
+    "secure_delete": url.boolean,
+    "hugepages": url.choice("no", "try"),
+    "prefault": url.boolean,
+    "prefix": url.text,
+    "codec": codec_option,
+    "lock_timeout": url.seconds(0.0, 86400.0),
+    "mode": url.choice("c", "a", "x", "r"),
+}
+
+_anonymous: weakref.WeakSet[ShmEngine] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_anonymous() -> None:
+    """An anonymous segment's semaphores go with its last user; a process that leaves without this leaves them to gc."""
+    for engine in list(_anonymous):
+        engine.close()
+
+
+class ShmEngine(_core.Table, Engine):
+    """A cache in one shared-memory segment; open it with `shmcache.open("posix:///name")`, sysv:///name or anon://.
+
+    One object works in the process that opened it and in every process forked from it, in threads and in sub-interpreters
+    (each opens its own). Reads take no guard and make no system call. A process killed inside a write leaves every committed
+    item readable; the next writer of the shard repairs its page count.
+    """
+
+    OPTIONS: ClassVar[Mapping[str, Parser]] = OPTIONS
+    capabilities = (
+        Capability.EXPIRE | Capability.SUBSECOND | Capability.COUNTER | Capability.ATOMIC_CREATE | Capability.CAS
+        | Capability.TTL | Capability.TOUCH | Capability.APPEND | Capability.ITERATE | Capability.LOCK | Capability.GRACE
+        | Capability.SHARED
+    )  # fmt: skip
+
+    @classmethod
+    def from_url(cls, url: Url, **options: Any) -> Self:
+        """Create or attach; see `segment.open_segment` for modes and errors, `OPTIONS` for options."""
+        self = cls()
+        self.url, self.engine_id = url, url.engine_id
+        self._form = url.scheme
+        if self._form == "anon":
+            if url.hosts or url.path:
+                raise ValueError(f"url anon: no host and no name wanted, {url} found")
+            if options.get("mode", "c") not in ("c", "x"):
+                raise ValueError(f"mode: c or x for an anonymous segment wanted, {options['mode']!r} found")
+            self._name = url.group or ""
+        else:
+            self._name = url.segment_name()
+        self._options = options
+        self._open()
+        return self
+
+    def _open(self) -> None:
+        options = self._options
+        codec = get_codec(options.get("codec", "msgpack"))
+        att = segment.open_segment(self._form, self._name, options)
+        try:
+            perms = att.header["perms"]
+            if isinstance(codec, PickleCodec) and perms & 0o077:
+                raise NotSupported(f"codec=pickle: a private segment (perms 0600) wanted, 0{perms:o} found")
+            self._attach(
+                att.fd, att.shm_id, att.size, att.sem_id, options.get("mode") == "r", att.path,
+                options.get("hugepages") == "try", bool(options.get("prefault")),
+            )  # fmt: skip
+        finally:
+            att.close()
+            if att.form == "anon":
+                segment.forget_anon(att)
+        self._attachment = att
+        self.default_ttl = options["default_ttl"] or None if "default_ttl" in options else (
+            att.header["default_ttl_ms"] / 1000 or None
+        )  # fmt: skip
+        self._configure(codec, options.get("prefix", "").encode(), self.default_ttl, options.get("lock_timeout", 0.1))
+        self._closed = False
+        if self._form == "anon":
+            _anonymous.add(self)
+
+    def close(self) -> None:
+        """Detach; nobody else notices. The last user of an anonymous segment takes its semaphores along."""
+        if not self._attached:
+            return
+        att = self._attachment
+        last = self._form == "anon" and segment.last_of_anon(att)
+        self._detach()
+        self._closed = True
+        if last:
+            segment.unlink("anon", self._name, att.header)
+
+    def unlink(self) -> None:
+        """Remove segment and semaphores. Every writer attached meets GuardLost at its next write; reads go on.
+
+        Raises: NotSupported for mode="r", and where posix_ipc or sysv_ipc cannot be imported; nothing is removed then.
+        """
+        if self._readonly:
+            raise NotSupported(f"unlink: segment {self._name} attached for writing wanted, mode='r' found")
+        segment.require_packages(self._form)
+        header = self._header()
+        self._mark_removed(_core.SUCCESSOR_REMOVED)
+        segment.unlink(self._form, self._name, header)
+
+    def reattach(self) -> None:
+        """Attach again, to whatever has the name now, created if nothing has (mode c); after GuardLost.
+
+        The old mapping is let go first. Raises: as opening does; the engine is closed then.
+        """
+        if self._form == "anon":
+            raise GuardLost("reattach: a segment with a name wanted, an anonymous one found")
+        self._detach()
+        self._closed = True
+        self._open()
+
+    def raw(self, command: str, *args: Any) -> Any:
+        """`info` (the header), `guards`, `shards`, `keys GLOB`: this segment's own answers."""
+        if command == "info":
+            return self._header()
+        if command == "guards":
+            return self._guards()
+        if command == "shards":
+            return self._shards()
+        if command == "keys":
+            return list(self.keys(*args))
+        raise NotSupported(f"raw: info, guards, shards or keys wanted, {command!r} found")
+
+    def __reduce__(self) -> Any:
+        raise TypeError(f"pickle: the engine's URL {self.url} wanted, the engine found; it works across fork as it is")

@@ -1,0 +1,443 @@
+"""get_or_set, memoize and lock (and namespace, from namespace.py): written once, over the primitives of any
+engine.
+
+I1  A lease taken here is released by the process that took it: a child forked meanwhile, which has a copy of
+    the owner word, neither extends nor releases it.
+I2  Lease names have a domain: `F:` + key for fillers, `L:` + name for locks; a namespace puts its prefix
+    first.
+I3  What runs while a lease is held is the caller's factory alone; no guard of the engine is held meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import inspect
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Generator
+from datetime import date, timedelta
+from datetime import time as daytime
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from typing import Any, NamedTuple, Self
+from uuid import UUID
+
+from .arguments import DEFAULT, MAX_TTL, MISS, Key, Ttl, check_key, key_text, lifetime
+from .engine import Capability, Engine
+from .errors import LockTimeout
+from .namespace import Namespace
+
+__all__ = ["CacheInfo", "Lock", "Memoized", "Namespace", "get_or_set", "memoize"]
+
+_FILL, _WAIT = "fill", "wait"
+_POLL = 1.0
+"""Seconds of one wait for a filler or a lock; the engine returns earlier on release. Bounds a lost
+wake-up."""
+
+
+def _seconds(name: str, value: Any, least: float) -> float:
+    """`value` as seconds between `least` (0: included, else excluded) and ten years."""
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: seconds as a number wanted, {type(value).__name__} found")
+    if not (0 < value <= MAX_TTL or value == least == 0):
+        raise ValueError(f"{name}: 0 to {MAX_TTL:.0f} seconds wanted, {value!r} found")
+    return float(value)
+
+
+# -- get_or_set --
+
+
+def get_or_set(
+    engine: Engine,
+    key: Key,
+    factory: Callable[[], Any],
+    ttl: Ttl = DEFAULT,
+    *,
+    lease: float = 30.0,
+    grace: float = 0.0,
+) -> Any:
+    """See Engine.get_or_set. The filler gets factory's own object, everybody else what the codec makes of
+    it."""
+    if not callable(factory):
+        raise TypeError(f"factory: a callable wanted, {type(factory).__name__} found")
+    home, steps = _begin(engine, key, ttl, lease, grace)
+    try:
+        step, name = next(steps)
+        while True:
+            if step is _WAIT:
+                home._lease_wait(name, _POLL)
+                step, name = next(steps)
+                continue
+            try:
+                value = factory()
+            except BaseException:
+                steps.close()
+                raise
+            step, name = steps.send((value,))
+    except StopIteration as done:
+        return done.value
+
+
+async def _get_or_set_async(
+    engine: Engine, key: Key, factory: Callable[[], Any], ttl: Ttl, lease: float, grace: float
+) -> Any:
+    """get_or_set for a coroutine function: waits by asyncio.sleep, 1 to 50 ms, and lets the loop run."""
+    _, steps = _begin(engine, key, ttl, lease, grace)
+    pause = 0.001
+    try:
+        step, _ = next(steps)
+        while True:
+            if step is _WAIT:
+                try:
+                    await asyncio.sleep(pause)
+                except BaseException:
+                    steps.close()
+                    raise
+                pause = min(pause * 2, 0.05)
+                step, _ = next(steps)
+                continue
+            try:
+                value = await factory()
+            except BaseException:
+                steps.close()
+                raise
+            step, _ = steps.send((value,))
+    except StopIteration as done:
+        return done.value
+
+
+_Steps = Generator[tuple[str, bytes], "tuple[Any] | None", Any]
+
+
+def _begin(engine: Engine, key: Key, ttl: Ttl, lease: float, grace: float) -> tuple[Engine, _Steps]:
+    left = lifetime(ttl, None, engine.default_ttl)
+    lease, grace = _seconds("lease", lease, 1), _seconds("grace", grace, 0)
+    data = check_key(key)
+    home, full = engine._resolve(data)
+    return home, _steps(home, full, left, lease, grace)
+
+
+def _steps(engine: Engine, key: Key, left: float | None, lease: float, grace: float) -> _Steps:
+    """Yields what to do next, (_WAIT, lease name) or (_FILL, ...), is sent `(value,)`, returns the answer.
+
+    Closing it after a _FILL gives the lease back.
+    """
+    name = b"F:" + check_key(key)
+
+    def look(read: Callable[[Key], Any]) -> tuple[Any, bool] | None:
+        if grace > 0 and left is not None:
+            return engine._get_grace(key)
+        value = read(key)
+        return None if value is MISS else (value, True)
+
+    def store(value: Any) -> None:
+        if grace > 0 and left is not None:
+            engine._set_grace(key, value, left, grace)
+        else:
+            engine.set(key, value, left)
+
+    found = look(lambda key: engine.get(key, MISS))  # later looks leave hits and misses alone
+    while True:
+        if found is not None and found[1]:
+            return found[0]
+        taken = engine._lease_take(name, lease)
+        if taken is False:
+            if found is not None:
+                return found[0]
+            yield _WAIT, name
+            found = look(engine._peek)
+            continue
+        if not isinstance(taken, tuple):  # the lease table is full
+            filled = yield _FILL, name
+            assert filled is not None
+            store(filled[0])
+            return filled[0]
+        owner, pid = taken[0], os.getpid()
+        try:
+            found = look(engine._peek)  # the filler before us may have finished since our look
+            if found is not None and found[1]:
+                return found[0]
+            filled = yield _FILL, name
+            assert filled is not None
+            if os.getpid() == pid and engine._lease_extend(name, owner, lease):
+                store(filled[0])
+            else:  # our lease ended, somebody else fills or has filled: no older value over a newer one
+                engine.add(key, filled[0], left)
+            return filled[0]
+        finally:
+            if os.getpid() == pid:
+                engine._lease_release(name, owner)
+
+
+# -- memoize --
+
+
+class CacheInfo(NamedTuple):
+    """hits and misses of this process since decoration; currsize: live results in the cache, counted by a
+    scan."""
+
+    hits: int
+    misses: int
+    maxsize: None
+    currsize: int | None
+
+
+class Memoized:
+    """A function whose results are cached; what `memoize` returns. Methods of a class need `key=`."""
+
+    __name__: str
+    __qualname__: str
+    __wrapped__: Callable[..., Any]
+
+    def __init__(
+        self,
+        engine: Engine,
+        function: Callable[..., Any],
+        ttl: Ttl,
+        key: Callable[..., Key] | str | None,
+        grace: float,
+    ) -> None:
+        if not callable(function):
+            raise TypeError(f"memoize: a function wanted, {type(function).__name__} found")
+        lifetime(ttl)
+        if key is not None and not isinstance(key, str) and not callable(key):
+            raise TypeError(f"key: a callable or str wanted, {type(key).__name__} found")
+        functools.update_wrapper(self, function)
+        self.__wrapped__ = function
+        self._function = function
+        self._name = key if isinstance(key, str) else f"{function.__module__}.{function.__qualname__}"
+        self._view = engine.namespace("memoize:" + self._name)
+        self._key = key if callable(key) else None
+        self._signature = inspect.signature(function)
+        parameters = list(self._signature.parameters.values())
+        plain = all(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+        self._plain = tuple(self._signature.parameters) if plain else None
+        self._ttl, self._grace = ttl, _seconds("grace", grace, 0)
+        self._async = inspect.iscoroutinefunction(function)
+        self._hits = self._misses = 0
+        if self._async:
+            _mark_coroutine(self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        key = self._entry(args, kwargs)
+        return (self._call_async if self._async else self._call)(key, args, kwargs)
+
+    def _call(self, key: bytes, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        ran = False
+
+        def factory() -> Any:
+            nonlocal ran
+            ran = True
+            self._count(ran)
+            return self._function(*args, **kwargs)
+
+        value = get_or_set(self._view, key, factory, self._ttl, grace=self._grace)
+        if not ran:
+            self._count(ran)
+        return value
+
+    async def _call_async(self, key: bytes, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        ran = False
+
+        async def factory() -> Any:
+            nonlocal ran
+            ran = True
+            self._count(ran)
+            return await self._function(*args, **kwargs)
+
+        value = await _get_or_set_async(self._view, key, factory, self._ttl, 30.0, self._grace)
+        if not ran:
+            self._count(ran)
+        return value
+
+    def _count(self, ran: bool) -> None:
+        with _counting:
+            if ran:
+                self._misses += 1
+            else:
+                self._hits += 1
+
+    def _entry(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        """The key of a call inside the function's namespace; equal for calls that bind the same arguments."""
+        if self._key is not None:
+            return check_key(self._key(*args, **kwargs))
+        plain = self._plain
+        if plain is not None and not kwargs and len(args) == len(plain):
+            bound: Any = zip(plain, args, strict=True)  # what bind would say, in a tenth
+        else:
+            call = self._signature.bind(*args, **kwargs)
+            call.apply_defaults()
+            bound = call.arguments.items()
+        text = "".join([f"{name}={_encode(value)};" for name, value in bound]).encode(
+            "utf-8", "surrogatepass"
+        )
+        if len(text) <= 100:
+            return b"=" + text
+        return b"#" + hashlib.blake2b(text, digest_size=32).hexdigest().encode()
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return self if instance is None else functools.partial(self, instance)
+
+    def cache_info(self) -> CacheInfo:
+        """Hits, misses (calls in which the function ran), None, and the number of live results."""
+        size = len(self._view) if Capability.ITERATE in self._view.capabilities else None
+        return CacheInfo(self._hits, self._misses, None, size)
+
+    def invalidate(self, *args: Any, **kwargs: Any) -> bool:
+        """Forget the result for these arguments: True, or False if there was none."""
+        return self._view.delete(self._entry(args, kwargs))
+
+    def cache_clear(self) -> None:
+        """Forget all results of this function, for all processes, in O(1)."""
+        self._view.clear()
+
+
+def _mark_coroutine(wrapper: Any) -> None:
+    """Let asyncio and inspect take the wrapper for a coroutine function, where the interpreter has a mark for
+    that."""
+    mark = getattr(inspect, "markcoroutinefunction", None)
+    if mark is not None:
+        mark(wrapper)
+    else:
+        wrapper._is_coroutine = getattr(asyncio.coroutines, "_is_coroutine", None)
+
+
+_counting = threading.Lock()
+
+
+def _new_counting() -> None:
+    global _counting
+    _counting = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_new_counting)
+
+
+def memoize(
+    engine: Engine, ttl: Ttl = DEFAULT, *, key: Callable[..., Key] | str | None = None, grace: float = 0.0
+) -> Callable[[Callable[..., Any]], Memoized]:
+    """Decorator that caches results by arguments, for all processes that decorate a function of the same
+    name.
+
+    Args: ttl, grace: as in get_or_set. key: a callable that makes the key (str or bytes), within the
+    function's own namespace, from the call's arguments; or a str that stands for the function's module and
+    qualified name. Without a callable, arguments are told apart by type and value: None, bool, int, float,
+    complex, str, bytes, Decimal, Fraction, UUID, date, time, datetime, timedelta, Enum, and tuple, list,
+    dict, set, frozenset of these.
+    Returns: a callable with cache_info, invalidate, cache_clear and __wrapped__; one caller at a time
+    computes, as in get_or_set; None is cached, exceptions are not. A coroutine function stays one: waiting
+    sleeps in the event loop, and the engine is called from it.
+    Raises: at the call, TypeError for an argument that cannot be told apart so (give `key`), and what
+    get_or_set raises.
+    """
+    return functools.partial(_memoized, engine, ttl, key, grace)
+
+
+def _memoized(engine: Engine, ttl: Ttl, key: Any, grace: float, function: Callable[..., Any]) -> Memoized:
+    return Memoized(engine, function, ttl, key, grace)
+
+
+_PLAIN = (date, daytime, timedelta, Decimal, Fraction, UUID)
+
+
+def _encode(value: Any) -> str:
+    """Text that is the same in every process and differs between values and between their types."""
+    kind = type(value)
+    if value is None or kind in (bool, int, float, complex, str, bytes):
+        return hex(value) if kind is int else repr(value)  # hex: no limit of digits
+    if kind in (tuple, list):
+        return f"{kind.__name__}({','.join(map(_encode, value))})"
+    if kind is dict:
+        return f"dict({','.join(sorted(f'{_encode(k)}:{_encode(v)}' for k, v in value.items()))})"
+    if isinstance(value, tuple):  # a named tuple
+        return f"{kind.__module__}.{kind.__qualname__}({','.join(map(_encode, value))})"
+    if kind in (set, frozenset):
+        return f"{kind.__name__}({','.join(sorted(map(_encode, value)))})"
+    if isinstance(value, Enum):
+        return f"{kind.__module__}.{kind.__qualname__}.{value.name}"
+    if isinstance(value, _PLAIN):
+        return f"{kind.__module__}.{kind.__qualname__}({value!r})"
+    raise TypeError(f"memoize: an argument of a plain type wanted, {kind.__qualname__} found (give key=)")
+
+
+# -- lock --
+
+
+class _Held(NamedTuple):
+    owner: int
+    fence: int
+    pid: int
+    thread: int
+
+
+class Lock:
+    """A lock by name across processes, threads and tasks; a context manager. What `Engine.lock` returns.
+
+    Args: name: str or bytes, 1 to 65,535 bytes; other than keys of the same name. lease: seconds after which
+    the lock is free again whoever holds it (`extend` starts them anew). timeout: seconds `with` waits; None =
+    for ever, 0 = one attempt. Entering raises LockTimeout when the lock is not granted in time. It is not
+    re-entrant: entering again while it is held waits like anybody else. Leaving releases what this object
+    took, and nothing else: after the end of the lease the lock may be another's, and stays so. A forked child
+    does not hold its parent's lock.
+    """
+
+    def __init__(self, engine: Engine, name: Key, lease: float, timeout: float | None) -> None:
+        if Capability.LOCK not in engine.capabilities:
+            engine._unsupported("lock", Capability.LOCK)
+        self._engine = engine
+        self._name = b"L:" + check_key(name)
+        self._lease = _seconds("lease", lease, 1)
+        self._timeout = None if timeout is None else _seconds("timeout", timeout, 0)
+        self._held: list[_Held] = []  # several only where a lease ended unnoticed
+
+    def __enter__(self) -> Self:
+        end = math.inf if self._timeout is None else time.monotonic() + self._timeout
+        while True:
+            taken = self._engine._lease_take(self._name, self._lease)
+            if isinstance(taken, tuple):
+                self._held.append(_Held(*taken, os.getpid(), threading.get_ident()))
+                return self
+            left = end - time.monotonic()
+            if left <= 0:
+                state = "held by another" if taken is False else "no room in the lease table"
+                raise LockTimeout(
+                    f"lock {key_text(self._name[2:])!r:.80}: granted within {self._timeout} seconds wanted,"
+                    f" {state} found"
+                )
+            if taken is False:
+                self._engine._lease_wait(self._name, min(left, _POLL))
+            else:  # any lease may be the one that makes room
+                time.sleep(min(left, 0.01))
+
+    def __exit__(self, *exc: object) -> None:
+        if not self._held:
+            return
+        mine = [held for held in self._held if held.thread == threading.get_ident()]
+        held = (mine or self._held)[-1]
+        self._held.remove(held)
+        if held.pid == os.getpid():
+            self._engine._lease_release(self._name, held.owner)
+
+    def extend(self, lease: float | None = None) -> bool:
+        """Let the lock end `lease` seconds (None: as at first) from now: True, or False if it is lost."""
+        seconds = self._lease if lease is None else _seconds("lease", lease, 1)
+        held = self._held[-1] if self._held else None
+        if held is None or held.pid != os.getpid():
+            return False
+        return self._engine._lease_extend(self._name, held.owner, seconds)
+
+    @property
+    def token(self) -> int | None:
+        """Fencing token: grows with every grant, so that a store can refuse a late holder. None: not
+        entered."""
+        return self._held[-1].fence if self._held else None
+
+    def __repr__(self) -> str:
+        return f"<Lock {key_text(self._name[2:])!r:.80} token={self.token}>"

@@ -1,0 +1,602 @@
+"""Create, attach and remove segments: POSIX, System V, anonymous.
+
+I1  The semaphore set elects: whoever holds semaphore 0 (lifecycle, SEM_UNDO) and finds no READY segment creates it. A creator
+    that dies gives the semaphore back by its death; what it left half-made is taken away by the next.
+I2  A POSIX segment is made under a private name and published by a rename that replaces nothing, so an attacher sees a
+    finished one or none. A System V segment stands in state INIT until it is READY.
+I3  Attach creates nothing, follows no symbolic link and adopts nothing whose owner or permissions are not as asked; the
+    semaphore set must be the very one the header names (key, id, change time, owner, size).
+I4  Only unlink(), remove(), catalog.gc() and a failed creator remove anything.
+
+posix_ipc and sysv_ipc create and remove and are imported for that alone: both refuse interpreters with a GIL of their own,
+where attaching still works. Names and keys are catalog's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import grp
+import os
+import pwd
+import secrets
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Final
+
+from . import _core
+from .catalog import (
+    ANON_KEYS,
+    PREFIX,
+    PRIVATE,
+    SHM_DIR,
+    Found,
+    explicit_key,
+    full_name,
+    ipc_key,
+    list_segments,
+    shm_path,
+)
+from .errors import LayoutMismatch, NoSpace, NotSupported, SegmentInvalid, SegmentNotOurs, ShmCacheError
+
+__all__ = ["Attachment", "forget_anon", "last_of_anon", "open_segment", "remove", "unlink"]
+
+PROBES: Final = 16
+"""Keys looked through when another set or segment has ours: 31 bits clash once in 2**31 pairs."""
+PATIENCE: Final = 10.0
+"""Seconds an opener waits for a creator that is alive."""
+IPC_CREAT: Final = 0o1000
+IPC_EXCL: Final = 0o2000
+FORMS: Final = {"posix": _core.FORM_POSIX, "sysv": _core.FORM_SYSV, "anon": _core.FORM_ANON}
+GUARDS: Final = {"semaphore": _core.GUARD_SEMAPHORE, "fast": _core.GUARD_FAST}
+_RETRY: Final = (errno.EIDRM, errno.EINVAL, errno.EEXIST, errno.ENOENT)
+
+
+@dataclass(slots=True)
+class Attachment:
+    """What Table._attach maps: an open descriptor (to be closed after mapping) or a shared-memory id, and the semaphores."""
+
+    form: str
+    name: str
+    size: int
+    sem_id: int
+    header: dict[str, Any]
+    fd: int = -1
+    shm_id: int = -1
+    path: str | None = None
+    created: bool = False
+
+    def close(self) -> None:
+        """Close the descriptor; the mapping stays."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _package(name: str) -> ModuleType:
+    try:
+        return __import__(name)
+    except ImportError as error:
+        raise NotSupported(
+            f"create and unlink: the package {name} wanted, it cannot be imported here ({error}); attaching works without it"
+        ) from error
+
+
+def require_packages(form: str) -> None:
+    """Import what removing a segment of this form needs; NotSupported names what is missing."""
+    for name in ("posix_ipc", "sysv_ipc") if form == "posix" else ("sysv_ipc",):
+        _package(name)
+
+
+def user_ids(owner: str | None, group: str | None) -> tuple[int, int]:
+    """(uid, gid) of `owner=user[:group]` and `group=`, names or numbers; -1 where not given. ValueError for unknown ones."""
+    uid = gid = -1
+    user, _, group_part = (owner or "").partition(":")
+    try:
+        if user:
+            entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
+            uid, gid = entry.pw_uid, entry.pw_gid
+    except KeyError:
+        if not user.isdigit():
+            raise ValueError(f"owner: a known user wanted, {user!r} found") from None
+        uid = gid = int(user)
+    for part in filter(None, (group_part, group)):
+        try:
+            gid = int(part) if part.isdigit() else grp.getgrnam(part).gr_gid
+        except KeyError:
+            raise ValueError(f"group: a known group wanted, {part!r} found") from None
+    return uid, gid
+
+
+def _ipc_namespace() -> int:
+    try:
+        return os.stat("/proc/self/ns/ipc").st_ino
+    except OSError:
+        return 0
+
+
+def _boot_id() -> bytes:
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as f:
+            return bytes.fromhex(f.read().strip().replace("-", ""))
+    except (OSError, ValueError):
+        return bytes(16)
+
+
+# -- what an opener wants ------------------------------------------------------------------------------------------------------
+
+
+class Wish:
+    """The options of one open call, with what they mean for creating and for comparing."""
+
+    def __init__(self, form: str, name: str, options: dict[str, Any]) -> None:
+        self.form, self.name, self.options = form, name, options
+        self.mode: str = options.get("mode", "c")
+        self.perms: int = options.get("perms", 0o600)
+        self.uid, self.gid = user_ids(options.get("owner"), options.get("group"))
+        euid = os.geteuid()
+        if euid != 0 and self.uid not in (-1, euid):
+            raise ValueError(f"owner: {euid} (only root gives a segment away) wanted, {self.uid} found")
+        self.owners = {euid} | set(options.get("owners", ())) | ({self.uid} if self.uid >= 0 else set())
+        self.plan = _core.plan({**self._geometry(), "size": options.get("size", 64 << 20)})
+
+    def _geometry(self) -> dict[str, int]:
+        return {k: self.options[k] for k in ("buckets", "item_size", "guards", "max_value", "workers") if k in self.options}
+
+    def fields(self, sem_id: int, sem_key: int, shm_key: int, undo: bool) -> dict[str, Any]:
+        """What the header says of a new segment."""
+        o = self.options
+        guard = o.get("guard", "auto")
+        if guard == "auto":
+            guard = "fast" if undo else "semaphore"
+        if not undo:
+            raise NotSupported("guard: SEM_UNDO that the kernel applies at process death wanted, none found on this system")
+        flags = _core.FLAG_UNDO_WORKS
+        flags |= _core.FLAG_HEADER_ONLY if o.get("integrity", "full") == "header" else 0
+        flags |= _core.FLAG_NO_EVICT if o.get("eviction", "auto") == "none" else 0
+        flags |= _core.FLAG_SECURE if o.get("secure_delete", False) else 0
+        euid, egid = os.geteuid(), os.getegid()
+        return {
+            **self._geometry(),
+            "size": o.get("size", 64 << 20),
+            "guard_kind": GUARDS[guard],
+            "flags": flags,
+            "clean_period_ms": round(o.get("clean_period", 600.0) * 1000),
+            "default_ttl_ms": round((o.get("default_ttl") or 0) * 1000),
+            "hash_key": secrets.token_bytes(16),
+            "uuid": secrets.token_bytes(16),
+            "boot_id": _boot_id(),
+            "ipc_ns": _ipc_namespace(),
+            "created_ns": time.time_ns(),
+            "creator_pid": os.getpid(),
+            "creator_uid": euid,
+            "owner_uid": self.uid if self.uid >= 0 else euid,
+            "owner_gid": self.gid if self.gid >= 0 else egid,
+            "perms": self.perms,
+            "form": FORMS[self.form],
+            "sem_key": sem_key,
+            "sem_id": sem_id,
+            "sem_ctime": _core.sem_stat(sem_id)["ctime"],
+            "shm_key": shm_key,
+            "name": full_name(self.form, self.name),
+        }
+
+    def compare(self, header: dict[str, Any]) -> None:
+        """LayoutMismatch where an option that was given differs from the segment. Geometry is compared after rounding."""
+        o, flags = self.options, header["flags"]
+        rounded = _core.plan({**self._geometry(), "size": header["size"], "guards": o.get("guards", header["n_shards"])})
+        seconds = header["clean_period_ms"] / 1000
+        pairs: list[tuple[str, object, object]] = [
+            ("size", self.plan["size"], header["size"]),
+            ("guards", o.get("guards"), header["n_shards"]),
+            ("buckets", rounded["n_buckets"] * rounded["n_shards"], header["n_buckets"] * header["n_shards"]),
+            ("item_size", o.get("item_size"), header["item_size"]),
+            ("max_value", o.get("max_value"), header["max_value"]),
+            ("workers", o.get("workers"), header["n_workers"]),
+            ("clean_period", o.get("clean_period"), seconds),
+            ("integrity", o.get("integrity"), "header" if flags & _core.FLAG_HEADER_ONLY else "full"),
+            ("eviction", o.get("eviction"), "none" if flags & _core.FLAG_NO_EVICT else "auto"),
+            ("secure_delete", o.get("secure_delete"), bool(flags & _core.FLAG_SECURE)),
+        ]
+        if o.get("guard", "auto") != "auto":
+            pairs.append(("guard", o["guard"], "fast" if header["guard_kind"] == _core.GUARD_FAST else "semaphore"))
+        for what, wanted, found in pairs:
+            if what in o and wanted != found:
+                raise LayoutMismatch(
+                    f"segment {header['name']}: {what}={wanted} wanted, {found} found (options not given are taken from the "
+                    "segment; to change one, unlink the segment first)"
+                )
+
+
+def _refuse_owner(what: str, uid: int, wish: Wish, creator: int | None = None) -> None:
+    if wish.mode == "r":
+        return
+    if uid not in wish.owners:
+        raise SegmentNotOurs(
+            f"{what}: owner uid {' or '.join(map(str, sorted(wish.owners)))} wanted, {uid} found; a server that drops "
+            "privileges opens with owner=user, others name trusted users with owners=, mode=r looks only"
+        )
+    if creator is not None and creator not in wish.owners | {0}:
+        raise SegmentNotOurs(f"{what}: creator uid 0 or an owner wanted, {creator} found")
+
+
+def _refuse_mode(what: str, mode: int, wish: Wish) -> None:
+    if mode & 0o002 and wish.mode != "r" and not ("perms" in wish.options and wish.perms & 0o002):
+        raise SegmentNotOurs(f"{what}: permissions without write for all (0{wish.perms:o}) wanted, 0{mode & 0o777:o} found")
+
+
+def _check_header(header: dict[str, Any], wish: Wish) -> None:
+    """That the header is of the segment asked for, of this boot and this IPC namespace."""
+    name = full_name(wish.form, wish.name)
+    if header["name"] != name:
+        raise SegmentInvalid(f"segment {name}: name {name!r} in its header wanted, {header['name']!r} found")
+    if wish.mode == "r":
+        return
+    here, boot = _ipc_namespace(), _boot_id()
+    if header["ipc_ns"] and here and header["ipc_ns"] != here:
+        raise SegmentInvalid(f"segment {name}: IPC namespace {here} wanted, {header['ipc_ns']} found; its semaphores are there")
+    if header["boot_id"] != boot:
+        raise SegmentInvalid(f"segment {name}: boot id {boot.hex()} wanted, {header['boot_id'].hex()} found")
+    wish.compare(header)
+
+
+def _header_sem(header: dict[str, Any], wish: Wish) -> int:
+    """The set the header names, if it is that very set; -1 in mode r without it."""
+    what, sem_id = f"semaphores of segment {header['name']}", header["sem_id"]
+    try:
+        found = _core.sem_stat(sem_id)
+    except OSError as error:
+        if wish.mode == "r":
+            return -1
+        if error.errno == errno.EACCES:
+            raise SegmentNotOurs(f"{what}: a set that uid {os.geteuid()} may use wanted, refused by the kernel found") from error
+        raise SegmentInvalid(
+            f"{what}: set {sem_id} wanted, none found: somebody removed it; `shmcache rm` removes the segment"
+        ) from error
+    wanted = {"n_sems": header["n_sems"], "ctime": header["sem_ctime"], "key": header["sem_key"]}
+    for key, value in wanted.items():
+        if key != "key" and found[key] != value:
+            if wish.mode == "r":
+                return -1
+            raise SegmentInvalid(f"{what}: {key} {value} wanted, {found[key]} found: the set was replaced; `shmcache rm`")
+    _refuse_owner(what, found["uid"], wish, found["cuid"])
+    _refuse_mode(what, found["mode"], wish)
+    return sem_id
+
+
+# -- the semaphore set, which elects -------------------------------------------------------------------------------------------
+
+
+def _sets_in_use(name: str) -> set[int]:
+    return {f.header["sem_id"] for f in list_segments() if f.header and f.header["name"] != name}
+
+
+def _find_set(wish: Wish, n_sems: int) -> tuple[int, int]:
+    """(id, key) of the set of this name, made if there is none. OSError: somebody else was faster, start over."""
+    base, free, used = ipc_key(wish.form, wish.name), 0, None
+    for i in range(PROBES):
+        key = ((base + i) & 0x7FFFFFFF) or 1
+        try:
+            sem_id = _core.sem_get(key, 0, 0)
+            found = _core.sem_stat(sem_id)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                free = free or key
+                break
+            if error.errno == errno.EACCES:
+                continue
+            raise
+        used = _sets_in_use(full_name(wish.form, wish.name)) if used is None else used
+        if sem_id not in used and found["uid"] in wish.owners and found["cuid"] in wish.owners | {0}:
+            return sem_id, key
+    if not free:
+        raise SegmentNotOurs(f"semaphores of segment {wish.name}: a free key among {PROBES} from 0x{base:x} wanted, none found")
+    try:
+        return _core.sem_get(free, n_sems, IPC_CREAT | IPC_EXCL | wish.perms), free
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise NoSpace(
+                f"semaphores: a set of {n_sems} wanted, the system's limits leave none (kernel.sem; `ipcs -s`)"
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def _elected(wish: Wish, until: float) -> Iterator[tuple[int, int]]:
+    """Holds the lifecycle semaphore of the name's set. OSError with an errno of _RETRY: start over."""
+    n_sems = wish.plan["n_sems"]
+    sem_id, key = _find_set(wish, n_sems)
+    while not _core.lifecycle_enter(sem_id, 0.25):
+        if time.monotonic() > until:
+            raise ShmCacheError(
+                f"segment {wish.name}: its creator to finish within {PATIENCE:g} s wanted, semaphore set {sem_id} still held found"
+            )
+    try:
+        if _core.sem_stat(sem_id)["n_sems"] != n_sems:
+            _core.sem_remove(sem_id)  # left by a creator of another geometry; waiters meet EIDRM and start over
+            raise OSError(errno.EIDRM, "semaphore set of another size")
+        yield sem_id, key
+    finally:
+        with contextlib.suppress(OSError):
+            _core.lifecycle_leave(sem_id)
+
+
+def _prepare_set(wish: Wish, sem_id: int) -> bool:
+    """Guards free, owner given, SEM_UNDO probed; nothing else changes the set's change time afterwards."""
+    _core.sem_prepare(sem_id, wish.plan["n_shards"], wish.plan["n_sems"])
+    undo = _core.undo_probe(sem_id, 1 + wish.plan["n_shards"])
+    if wish.uid >= 0 or wish.gid >= 0:
+        uid, gid = (os.geteuid() if wish.uid < 0 else wish.uid), (os.getegid() if wish.gid < 0 else wish.gid)
+        _core.sem_owner(sem_id, uid, gid, wish.perms)
+    return undo is not False
+
+
+# -- POSIX ---------------------------------------------------------------------------------------------------------------------
+
+
+def _attach_posix(wish: Wish) -> Attachment | None:
+    path, what = shm_path(wish.name), f"segment {full_name('posix', wish.name)}"
+    flags = (os.O_RDONLY if wish.mode == "r" else os.O_RDWR) | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        fd = os.open(path, flags)
+    except FileNotFoundError:
+        return None
+    except PermissionError as error:
+        raise SegmentNotOurs(
+            f"{what}: a file that uid {os.geteuid()} may open wanted, permission denied found; its creator opens with "
+            "owner=user or perms="
+        ) from error
+    except OSError as error:
+        raise SegmentNotOurs(f"{what}: a regular file wanted, {error.strerror} found") from error
+    try:
+        st = os.fstat(fd)
+        if not stat.S_ISREG(st.st_mode):
+            raise SegmentNotOurs(f"{what}: a regular file wanted, file type 0{stat.S_IFMT(st.st_mode):o} found")
+        _refuse_owner(what, st.st_uid, wish)
+        _refuse_mode(what, st.st_mode, wish)
+        header = _core.read_header(fd, -1, st.st_size)
+        if header["size"] != st.st_size:
+            raise SegmentInvalid(f"{what}: {header['size']} bytes as in its header wanted, {st.st_size} found")
+        _check_header(header, wish)
+        return Attachment("posix", wish.name, st.st_size, _header_sem(header, wish), header, fd=fd, path=path)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _create_posix(wish: Wish, sem_id: int, sem_key: int) -> None:
+    posix_ipc = _package("posix_ipc")
+    size: int = wish.plan["size"]
+    private = f"{PRIVATE}{os.getpid()}.{secrets.token_hex(4)}.{wish.name}"[:254]
+    shm = posix_ipc.SharedMemory("/" + private, posix_ipc.O_CREX, mode=0o600)
+    try:
+        try:
+            os.ftruncate(shm.fd, size)
+            os.posix_fallocate(shm.fd, 0, size)
+        except OSError as error:
+            space = os.statvfs(SHM_DIR)
+            raise NoSpace(
+                f"segment {wish.name}: {size} bytes in {SHM_DIR} wanted, {space.f_bavail * space.f_frsize} of "
+                f"{space.f_blocks * space.f_frsize} found free ({error.strerror}); give a smaller size=, a larger {SHM_DIR} "
+                "(docker run --shm-size, mount -o remount,size=) or sysv:///"
+            ) from error
+        os.fchmod(shm.fd, wish.perms)
+        if wish.uid >= 0 or wish.gid >= 0:
+            os.fchown(shm.fd, wish.uid, wish.gid)
+        undo = _prepare_set(wish, sem_id)
+        _core.format(shm.fd, -1, wish.fields(sem_id, sem_key, 0, undo))
+        _core.rename_noreplace(f"{SHM_DIR}/{private}", shm_path(wish.name))
+    except BaseException:
+        with contextlib.suppress(Exception):
+            posix_ipc.unlink_shared_memory("/" + private)
+        raise
+    finally:
+        shm.close_fd()
+
+
+# -- System V ------------------------------------------------------------------------------------------------------------------
+
+
+def _sysv_keys(name: str) -> list[int]:
+    key = explicit_key(name)
+    if key is not None:
+        return [key]
+    base = ipc_key("sysv", name)
+    return [((base + i) & 0x7FFFFFFF) or 1 for i in range(PROBES)]
+
+
+def _find_sysv(wish: Wish) -> tuple[int, int, dict[str, Any] | None, int]:
+    """(id, key, header, size) of this name's segment; id -1: none, key is a free one; header None: still in state INIT."""
+    free = 0
+    for key in _sysv_keys(wish.name):
+        what = f"segment {full_name('sysv', wish.name)}"
+        try:
+            shm_id = _core.shm_get(key, 0, 0)
+            found = _core.shm_stat(shm_id)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                free = free or key
+                break
+            if error.errno == errno.EACCES:
+                if explicit_key(wish.name) is None and free == 0:
+                    continue
+                raise SegmentNotOurs(f"{what}: a segment that uid {os.geteuid()} may use wanted, key 0x{key:x} refused") from error
+            if error.errno in _RETRY:
+                return _find_sysv(wish)
+            raise
+        _refuse_owner(what, found["uid"], wish, found["cuid"])
+        _refuse_mode(what, found["mode"], wish)
+        try:
+            header = _core.read_header(-1, shm_id, found["size"])
+        except SegmentInvalid as error:
+            if "state" in str(error) or "magic: found 0000000000000000" in str(error):
+                return shm_id, key, None, found["size"]
+            raise SegmentInvalid(f"{what} (key 0x{key & 0xFFFFFFFF:x}): {error}") from None
+        if header["name"] == full_name("sysv", wish.name):
+            return shm_id, key, header, found["size"]
+        if explicit_key(wish.name) is not None:
+            raise SegmentInvalid(f"{what}: name {wish.name!r} in its header wanted, {header['name']!r} found")
+    if not free:
+        raise SegmentNotOurs(f"segment sysv:{wish.name}: a free key among {PROBES} wanted, none found")
+    return -1, free, None, 0
+
+
+def _attach_sysv(wish: Wish) -> Attachment | None:
+    shm_id, _, header, size = _find_sysv(wish)
+    if shm_id < 0 or header is None:
+        return None
+    _check_header(header, wish)
+    return Attachment("sysv", wish.name, size, _header_sem(header, wish), header, shm_id=shm_id)
+
+
+def _make_shm(wish: Wish, key: int | None) -> int:
+    """A fresh zeroed System V segment, detached; key None: private."""
+    sysv_ipc = _package("sysv_ipc")
+    size: int = wish.plan["size"]
+    try:
+        shm = sysv_ipc.SharedMemory(
+            sysv_ipc.IPC_PRIVATE if key is None else key, sysv_ipc.IPC_CREX, wish.perms, size, init_character=b"\0"
+        )
+    except (MemoryError, ValueError, OSError) as error:
+        raise NoSpace(
+            f"segment {wish.name}: {size} bytes of System V memory wanted, refused found ({error}); see kernel.shmmax, "
+            "kernel.shmall and kernel.shmmni"
+        ) from error
+    except sysv_ipc.ExistentialError as error:
+        raise OSError(errno.EEXIST, str(error)) from error
+    shm_id: int = shm.id
+    shm.detach()
+    if wish.uid >= 0 or wish.gid >= 0:
+        uid, gid = (os.geteuid() if wish.uid < 0 else wish.uid), (os.getegid() if wish.gid < 0 else wish.gid)
+        _core.shm_owner(shm_id, uid, gid, wish.perms)
+    return shm_id
+
+
+def _create_sysv(wish: Wish, sem_id: int, sem_key: int) -> None:
+    stale, key, _, _ = _find_sysv(wish)
+    if stale >= 0:
+        _core.shm_remove(stale)  # a creator died half-way: the lifecycle semaphore is ours, so nobody is making it
+    undo = _prepare_set(wish, sem_id)
+    shm_id = _make_shm(wish, key)
+    try:
+        _core.format(-1, shm_id, wish.fields(sem_id, sem_key, key, undo))
+    except BaseException:
+        _core.shm_remove(shm_id)
+        raise
+
+
+def _open_anon(wish: Wish) -> Attachment:
+    """A private segment and a set with a random key. The caller attaches, then calls `forget_anon`."""
+    while True:
+        key = ANON_KEYS | secrets.randbelow(1 << 24)
+        with contextlib.suppress(FileExistsError):
+            sem_id = _core.sem_get(key, wish.plan["n_sems"], IPC_CREAT | IPC_EXCL | wish.perms)
+            break
+    shm_id = -1
+    try:
+        undo = _prepare_set(wish, sem_id)
+        shm_id = _make_shm(wish, None)
+        header = _core.format(-1, shm_id, wish.fields(sem_id, key, 0, undo))
+    except BaseException:
+        _core.sem_remove(sem_id)
+        if shm_id >= 0:
+            _core.shm_remove(shm_id)
+        raise
+    return Attachment("anon", wish.name, header["size"], sem_id, header, shm_id=shm_id, created=True)
+
+
+# -- opening and removing ------------------------------------------------------------------------------------------------------
+
+
+def open_segment(form: str, name: str, options: dict[str, Any]) -> Attachment:
+    """Create or attach by mode: c create or attach, a attach only, x create only, r attach read-only.
+
+    Raises: FileNotFoundError (a, r), FileExistsError (x), ValueError for impossible geometry, NoSpace, LayoutMismatch,
+    SegmentNotOurs, SegmentInvalid, NotSupported. Nothing of a failed creation is left.
+    """
+    wish = Wish(form, name, options)
+    if form == "anon":
+        return _open_anon(wish)
+    attach, create = (_attach_posix, _create_posix) if form == "posix" else (_attach_sysv, _create_sysv)
+    until, made = time.monotonic() + PATIENCE, False
+    while True:
+        try:
+            found = attach(wish)
+        except OSError as error:
+            if error.errno not in _RETRY or time.monotonic() > until:
+                raise
+            continue
+        if found is not None:
+            if wish.mode == "x" and not made:
+                found.close()
+                raise FileExistsError(errno.EEXIST, "segment exists, mode=x wanted none", full_name(form, name))
+            found.created = made
+            return found
+        if wish.mode in ("a", "r"):
+            raise FileNotFoundError(errno.ENOENT, f"segment wanted (mode={wish.mode}), none found", full_name(form, name))
+        try:
+            with _elected(wish, until) as (sem_id, key):
+                if (there := attach(wish)) is not None:  # somebody was faster
+                    there.close()
+                    continue
+                try:
+                    create(wish, sem_id, key)
+                    made = True
+                except BaseException:
+                    with contextlib.suppress(OSError):
+                        _core.sem_remove(sem_id)
+                    raise
+        except OSError as error:
+            if error.errno not in _RETRY or time.monotonic() > until:
+                raise
+
+
+def forget_anon(att: Attachment) -> None:
+    """Mark an attached anonymous segment for removal: the kernel counts its users and frees it with the last."""
+    _core.shm_remove(att.shm_id)
+
+
+def last_of_anon(att: Attachment) -> bool:
+    """Whether this process's attachment is the only one left, so that closing it takes the semaphores along."""
+    try:
+        return bool(_core.shm_stat(att.shm_id)["nattch"] <= 1)
+    except OSError:
+        return True
+
+
+def unlink(form: str, name: str, header: dict[str, Any]) -> None:
+    """Remove segment, then semaphores. A segment that was replaced meanwhile under the name stays."""
+    sysv_ipc = _package("sysv_ipc")
+    if form == "posix":
+        posix_ipc = _package("posix_ipc")
+        with contextlib.suppress(FileNotFoundError, SegmentInvalid, LayoutMismatch):
+            fd = os.open(shm_path(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                same = _core.read_header(fd, -1, os.fstat(fd).st_size)["uuid"] == header["uuid"]
+            finally:
+                os.close(fd)
+            if same:
+                with contextlib.suppress(posix_ipc.ExistentialError):
+                    posix_ipc.unlink_shared_memory(f"/{PREFIX}{name}")
+    elif form == "sysv":
+        for found in list_segments():
+            if found.form == "sysv" and found.header.get("uuid") == header["uuid"]:
+                with contextlib.suppress(sysv_ipc.ExistentialError):
+                    sysv_ipc.remove_shared_memory(found.shm_id)
+    with contextlib.suppress(OSError):
+        if _core.sem_stat(header["sem_id"])["ctime"] == header["sem_ctime"]:
+            with contextlib.suppress(sysv_ipc.ExistentialError):
+                sysv_ipc.remove_semaphore(header["sem_id"])
+
+
+def remove(found: Found) -> None:
+    """Remove what `list_segments` found, sound or not."""
+    if found.header:
+        unlink(found.form, found.name, found.header)
+    elif found.form == "posix":
+        os.unlink(shm_path(found.name))
+    else:
+        _core.shm_remove(found.shm_id)

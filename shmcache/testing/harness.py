@@ -1,0 +1,158 @@
+"""Hooks and helpers of the conformance suite.
+
+I1  What a test of time waits for is `advance`: the engine's own clock where it can be set, else a sleep.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from .. import errors
+from ..engine import Capability, Engine
+
+__all__ = ["Harness", "in_processes", "in_threads", "needs"]
+
+_PROBES: dict[Capability, Callable[[Engine], Any]] = {
+    Capability.EXPIRE: lambda e: e.set("k", 1, 5),
+    Capability.COUNTER: lambda e: e.incr("k"),
+    Capability.CAS: lambda e: e.gets("k"),
+    Capability.TTL: lambda e: e.ttl("k"),
+    Capability.TOUCH: lambda e: e.touch("k", 5),
+    Capability.APPEND: lambda e: e.append("k", b""),
+    Capability.ITERATE: lambda e: list(e.keys()),
+    Capability.LOCK: lambda e: e.lock("k").__enter__(),
+    Capability.GRACE: lambda e: e.get_or_set("k", int, 5, grace=5),
+}
+
+
+def needs(*flags: Capability) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Mark a test of a capability: an engine without it has to raise NotSupported, and no more is asked of
+    it."""
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(test)
+        def run(self: Any, *args: Any, engine: Engine, **kwargs: Any) -> None:
+            missing = [flag for flag in flags if flag not in engine.capabilities]
+            for flag in missing:
+                with pytest.raises(errors.NotSupported):
+                    _PROBES[flag](engine)
+            if not missing:
+                test(self, *args, engine=engine, **kwargs)
+
+        return run
+
+    return decorate
+
+
+def in_threads(count: int, work: Callable[[int], Any]) -> list[Any]:
+    """`work(i)` in `count` threads at once; the results, or the first exception."""
+    results: list[Any] = [None] * count
+    failures: list[BaseException] = []
+    start = threading.Barrier(count)
+
+    def run(i: int) -> None:
+        try:
+            start.wait()
+            results[i] = work(i)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return results
+
+
+def in_processes(count: int, work: Callable[[int], Any], limit: int = 60) -> list[Any]:
+    """`work(i)` in `count` children forked off here; the results, pickled back. A child is killed after
+    `limit` seconds."""
+    go_read, go_write = os.pipe()
+    children = []
+    for i in range(count):
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.alarm(limit)
+                os.close(go_write)
+                os.read(go_read, 1)  # returns at the end of file: all start at once
+                try:
+                    answer: tuple[bool, Any] = (True, work(i))
+                except BaseException as error:
+                    answer = (False, repr(error))
+                with open(write, "wb") as out:
+                    pickle.dump(answer, out)
+                code = 0
+            finally:
+                os._exit(code)
+        os.close(write)
+        children.append((pid, read))
+    os.close(go_read)
+    os.close(go_write)
+    results: list[Any] = []
+    failures: list[Any] = []
+    for pid, read in children:
+        with open(read, "rb") as source:
+            data = source.read()
+        status = os.waitpid(pid, 0)[1]
+        good, found = pickle.loads(data) if data else (False, f"child ended with status {status}")
+        (results if good else failures).append(found)
+    assert not failures, failures
+    return results
+
+
+class Harness:
+    """What a subclass of EngineConformance may override; `make_engine` it must."""
+
+    frozen = True
+    """The engine's clock is set by the tests. False: they sleep."""
+    life = 10.0
+    """Seconds of the lifetimes used in tests; a whole number."""
+    slack = 0.0
+    """Seconds after a deadline by which an item is surely gone."""
+    small = 1000
+    """Bytes of the largest value of the engines made with `small_option`."""
+    small_option = "max_value"
+    processes = 4
+    increments = 2000
+
+    @pytest.fixture
+    def make_engine(self) -> Callable[..., Engine]:
+        raise NotImplementedError("override the fixture make_engine")
+
+    @pytest.fixture
+    def engine(self, make_engine: Callable[..., Engine]) -> Engine:
+        return self.freeze(make_engine())
+
+    def freeze(self, engine: Engine) -> Engine:
+        if self.frozen:
+            clock: Any = engine
+            clock._set_clock(clock._now_ms())
+        return engine
+
+    def advance(self, engine: Engine, seconds: float) -> None:
+        """Let `seconds` pass for the engine."""
+        if self.frozen:
+            clock: Any = engine
+            clock._set_clock(clock._now_ms() + round(seconds * 1000))
+        else:
+            time.sleep(seconds)
+
+    def expire(self, engine: Engine) -> None:
+        """Let a lifetime of `life` that began now end."""
+        self.advance(engine, self.life + self.slack)
