@@ -100,7 +100,8 @@ def _sysvipc(what: str) -> list[dict[str, int]]:
     try:
         with open(f"/proc/sysvipc/{what}") as f:
             names = f.readline().split()
-            return [dict(zip(names, map(int, line.split()), strict=False)) for line in f]
+            rows = [dict(zip(names, line.split(), strict=False)) for line in f]
+        return [{name: int(text, 8 if name == "perms" else 10) for name, text in row.items()} for row in rows]
     except OSError:
         return []
 

@@ -126,14 +126,34 @@ def _boot_id() -> bytes:
         return bytes(16)
 
 
+def options_of(header: dict[str, Any]) -> dict[str, Any]:
+    """The options that make a segment like this one."""
+    flags = header["flags"]
+    return {
+        "size": header["size"],
+        "buckets": header["n_buckets"] * header["n_shards"],
+        "item_size": header["item_size"],
+        "guards": header["n_shards"],
+        "workers": header["n_workers"],
+        "max_value": header["max_value"],
+        "guard": "fast" if header["guard_kind"] == _core.GUARD_FAST else "semaphore",
+        "clean_period": header["clean_period_ms"] / 1000,
+        "default_ttl": header["default_ttl_ms"] / 1000,
+        "integrity": "header" if flags & _core.FLAG_HEADER_ONLY else "full",
+        "eviction": "none" if flags & _core.FLAG_NO_EVICT else "auto",
+        "secure_delete": bool(flags & _core.FLAG_SECURE),
+    }
+
+
 # -- what an opener wants ------------------------------------------------------------------------------------------------------
 
 
 class Wish:
     """The options of one open call, with what they mean for creating and for comparing."""
 
-    def __init__(self, form: str, name: str, options: dict[str, Any]) -> None:
+    def __init__(self, form: str, name: str, options: dict[str, Any], like: dict[str, Any] | None = None) -> None:
         self.form, self.name, self.options = form, name, options
+        self.making = {**(options_of(like) if like else {}), **options}
         self.mode: str = options.get("mode", "c")
         self.perms: int = options.get("perms", 0o600)
         self.uid, self.gid = user_ids(options.get("owner"), options.get("group"))
@@ -141,14 +161,15 @@ class Wish:
         if euid != 0 and self.uid not in (-1, euid):
             raise ValueError(f"owner: {euid} (only root gives a segment away) wanted, {self.uid} found")
         self.owners = {euid} | set(options.get("owners", ())) | ({self.uid} if self.uid >= 0 else set())
-        self.plan = _core.plan({**self._geometry(), "size": options.get("size", 64 << 20)})
+        self.plan = _core.plan({**self._geometry(self.making), "size": self.making.get("size", 64 << 20)})
 
-    def _geometry(self) -> dict[str, int]:
-        return {k: self.options[k] for k in ("buckets", "item_size", "guards", "max_value", "workers") if k in self.options}
+    @staticmethod
+    def _geometry(options: dict[str, Any]) -> dict[str, int]:
+        return {k: options[k] for k in ("buckets", "item_size", "guards", "max_value", "workers") if k in options}
 
     def fields(self, sem_id: int, sem_key: int, shm_key: int, undo: bool) -> dict[str, Any]:
         """What the header says of a new segment."""
-        o = self.options
+        o = self.making
         guard = o.get("guard", "auto")
         if guard == "auto":
             guard = "fast" if undo else "semaphore"
@@ -160,7 +181,7 @@ class Wish:
         flags |= _core.FLAG_SECURE if o.get("secure_delete", False) else 0
         euid, egid = os.geteuid(), os.getegid()
         return {
-            **self._geometry(),
+            **self._geometry(o),
             "size": o.get("size", 64 << 20),
             "guard_kind": GUARDS[guard],
             "flags": flags,
@@ -187,7 +208,7 @@ class Wish:
     def compare(self, header: dict[str, Any]) -> None:
         """LayoutMismatch where an option that was given differs from the segment. Geometry is compared after rounding."""
         o, flags = self.options, header["flags"]
-        rounded = _core.plan({**self._geometry(), "size": header["size"], "guards": o.get("guards", header["n_shards"])})
+        rounded = _core.plan({**self._geometry(o), "size": header["size"], "guards": o.get("guards", header["n_shards"])})
         seconds = header["clean_period_ms"] / 1000
         pairs: list[tuple[str, object, object]] = [
             ("size", self.plan["size"], header["size"]),
@@ -511,13 +532,15 @@ def _open_anon(wish: Wish) -> Attachment:
 # -- opening and removing ------------------------------------------------------------------------------------------------------
 
 
-def open_segment(form: str, name: str, options: dict[str, Any]) -> Attachment:
+def open_segment(form: str, name: str, options: dict[str, Any], like: dict[str, Any] | None = None) -> Attachment:
     """Create or attach by mode: c create or attach, a attach only, x create only, r attach read-only.
+
+    Args: options: those given, typed. like: header whose geometry a creation takes where no option was given.
 
     Raises: FileNotFoundError (a, r), FileExistsError (x), ValueError for impossible geometry, NoSpace, LayoutMismatch,
     SegmentNotOurs, SegmentInvalid, NotSupported. Nothing of a failed creation is left.
     """
-    wish = Wish(form, name, options)
+    wish = Wish(form, name, options, like)
     if form == "anon":
         return _open_anon(wish)
     attach, create = (_attach_posix, _create_posix) if form == "posix" else (_attach_sysv, _create_sysv)

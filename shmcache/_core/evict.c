@@ -122,8 +122,10 @@ void sc_account_dead_guarded(sc_op_t *op, u32 page, const sc_item_t *it)
 {
     sc_soft_t *soft = op->s->soft;
     u32 lane = SC_LIFE_LANE(SC_LD(&op->s->life[page]));
-    if (lane < SC_N_LANES)
+    if (lane < SC_N_LANES) {
         soft->dead[lane] += it->total;
+        soft->live[lane] -= it->total;
+    }
     soft->n_items--;
     soft->live_bytes -= (i64)it->klen + it->vlen;
 }
@@ -211,7 +213,7 @@ static int head_item(sc_op_t *op, u32 lane, sc_item_t *it)
         SC_BARRIER();
         s->soft->n_free += s->soft->n_pages[lane];
         s->soft->n_pages[lane] = 0;
-        s->soft->dead[lane] = 0;
+        s->soft->dead[lane] = s->soft->live[lane] = 0;
         return 0;
     }
     if (off < t->page_size) {
@@ -239,7 +241,9 @@ static int step_guarded(sc_op_t *op, u32 lane, int mode)
     int kind = head_item(op, lane, &it);
     if (kind <= 0)
         return kind == 0;
-    u64 h = sc_item_keyhash(t, s, &it, keybuf);
+    u64 h = op->head_seen[lane] == SC_POS(it.page, it.off) + 1 ? op->head_hash[lane] : 0;
+    if (h == 0)
+        h = sc_item_keyhash(t, s, &it, keybuf);
     u32 b = 0, i = 0;
     u64 *p = sc_shard_of(h, t->n_shards) == (u32)(s - t->shard) ? sc_index_place_guarded(op, h, it.page, it.off, &b, &i)
                                                                  : NULL;
@@ -280,6 +284,8 @@ static int step_guarded(sc_op_t *op, u32 lane, int mode)
                 sc_item_wipe_guarded(op, it.page, it.off);
             op->moved_items++;
             op->moved_bytes += it.total;
+            s->soft->live[lane] -= it.total;
+            s->soft->live[to] += it.total;
             s->soft->stat[SC_SS_RELOCATED]++;
             s->soft->stat[SC_SS_BYTES_MOVED] += it.total;
             goto pass;
@@ -313,6 +319,7 @@ static int head_is_dead(sc_op_t *op, u32 lane)
     if (op->head_seen[lane] == head + 1)
         return op->head_dead[lane];
     int dead = 1;
+    u64 h = 0;
     u32 page = SC_POS_PAGE(head), off = SC_POS_OFF(head);
     sc_item_t it;
     u8 keybuf[SC_MAX_KEY];
@@ -322,9 +329,10 @@ static int head_is_dead(sc_op_t *op, u32 lane)
         u32 b, i;
         if (SC_LIFE_SEQ(SC_LD(&s->life[page])) > SC_LD(&s->hard->flush_seq) && !sc_expired(op, it.w1))
             dead = s->soft->dead[lane] > 0 &&
-                   sc_index_place_guarded(op, sc_item_keyhash(t, s, &it, keybuf), page, off, &b, &i) == NULL;
+                   sc_index_place_guarded(op, h = sc_item_keyhash(t, s, &it, keybuf), page, off, &b, &i) == NULL;
     }
     op->head_seen[lane] = head + 1;
+    op->head_hash[lane] = h;
     op->head_dead[lane] = (u8)dead;
     return dead;
 }
@@ -418,11 +426,16 @@ static int room_without_eviction(sc_op_t *op, u32 lane, u32 total)
 {
     sc_table_t *t = op->t;
     sc_soft_t *soft = op->s->soft;
-    u64 most = 2ull * t->n_pages << t->page_shift;
+    u64 most_bytes = 2ull * t->n_pages << t->page_shift;
     int swept = 0;
     for (;;) {
         u32 need = sc_heap_need(t, op->s, lane, total);
-        if (soft->n_free >= need + t->reserve)
+        u32 most = (total >> t->page_shift) + 2u, keep = t->reserve;
+        if (most < soft->most_pages)
+            most = soft->most_pages;
+        if (keep < most && most < t->n_pages / 2u)
+            keep = most; /* else the largest item at a head could never be moved, and all behind it never reclaimed */
+        if (soft->n_free >= need + keep)
             return SC_OK;
         int mode = STEP_COMPACT;
         u32 from = SC_N_LANES;
@@ -431,7 +444,7 @@ static int room_without_eviction(sc_op_t *op, u32 lane, u32 total)
                 from = l;
         if (from == SC_N_LANES)
             from = lane_most_dead(op, 0);
-        if (from < SC_N_LANES && op->passed_bytes <= most) {
+        if (from < SC_N_LANES && op->passed_bytes <= most_bytes) {
             (void)step_guarded(op, from, mode);
             continue;
         }
@@ -470,10 +483,13 @@ int sc_room_guarded(sc_op_t *op, u32 lane, u32 total)
         if (from == SC_N_LANES) {
             if (have >= need)
                 break;
-            if (recounted++)
+            if (recounted++ > 1)
                 return SC_NO_SPACE;
             op->blocked = 0;
-            sc_heap_recount_guarded(t, op->s);
+            if (recounted == 1)
+                sc_heap_recount_guarded(t, op->s);
+            else /* everything lies behind the key's own item, which no free pages can take */
+                op->protect = NULL;
             continue;
         }
         if (mode == STEP_EVICT && spent)

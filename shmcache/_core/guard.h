@@ -3,6 +3,12 @@
 #define SC_GUARD_H
 #include "table.h"
 
+union sc_semun { /* the fourth argument of semctl, which no header declares */
+    int val;
+    struct semid_ds *buf;
+    unsigned short *array;
+};
+
 /* Per (process, segment): which worker slot this process holds.  The words lie on a page that the kernel empties in a
  * forked child, so one load tells a child that it has no slot of its own yet. */
 typedef struct {

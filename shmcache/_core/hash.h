@@ -50,46 +50,56 @@ static inline void sc_secret_init(sc_secret_t *sec, const u64 key[2])
     }
 }
 
+/* Lanes of 16 bytes run in parallel and the last ones overlap, so that no length has a serial tail: two multiplications
+ * deep up to 32 bytes, three up to 128. */
+#define SC_LANE(i, q) sc_fold(sc_r8(q) ^ s[i], sc_r8((q) + 8) ^ acc)
 static inline u64 sc_hash(const sc_secret_t *sec, const void *data, size_t n, u64 seed)
 {
     const u64 *s = sec->s;
-    const u8 *p = (const u8 *)data;
+    const u8 *p = (const u8 *)data, *end = p + n;
     u64 a, b, acc = seed ^ s[0], len = (u64)n;
-    if (SC_LIKELY(n <= 16)) {
-        if (n >= 8) {
-            a = sc_r8(p);
-            b = sc_r8(p + n - 8);
+    if (SC_LIKELY(n <= 32)) {
+        if (SC_LIKELY(n > 16)) {
+            a = SC_LANE(1, p);
+            b = SC_LANE(2, end - 16);
+        } else if (n >= 8) {
+            a = sc_fold(sc_r8(p) ^ s[1], acc);
+            b = sc_fold(sc_r8(end - 8) ^ s[2], acc);
         } else if (n >= 4) {
-            a = sc_r4(p);
-            b = sc_r4(p + n - 4);
-        } else if (n > 0) {
-            a = (u64)p[0] | ((u64)p[n >> 1] << 8) | ((u64)p[n - 1] << 16);
-            b = 0;
+            a = sc_fold(sc_r4(p) ^ s[1], sc_r4(end - 4) ^ acc);
+            b = acc;
         } else {
-            a = b = 0;
+            u64 few = n == 0 ? 0 : (u64)p[0] | ((u64)p[n >> 1] << 8) | ((u64)p[n - 1] << 16);
+            a = sc_fold(few ^ s[1], acc);
+            b = acc;
         }
-    } else {
-        const u8 *end = p + n;
-        if (n > 64) {
-            u64 acc1 = acc, acc2 = acc, acc3 = acc;
-            do {
-                acc = sc_fold(sc_r8(p) ^ s[1], sc_r8(p + 8) ^ acc);
-                acc1 = sc_fold(sc_r8(p + 16) ^ s[2], sc_r8(p + 24) ^ acc1);
-                acc2 = sc_fold(sc_r8(p + 32) ^ s[3], sc_r8(p + 40) ^ acc2);
-                acc3 = sc_fold(sc_r8(p + 48) ^ s[4], sc_r8(p + 56) ^ acc3);
-                p += 64;
-            } while ((size_t)(end - p) > 64);
-            acc = (acc ^ acc1) + (acc2 ^ (acc3 << 1 | acc3 >> 63));
-        }
-        while ((size_t)(end - p) > 16) {
-            acc = sc_fold(sc_r8(p) ^ s[1], sc_r8(p + 8) ^ acc);
-            p += 16;
-        }
-        a = sc_r8(end - 16);
-        b = sc_r8(end - 8);
+        return sc_fold(a ^ s[5], b ^ len ^ s[3]);
     }
-    return sc_fold(sc_fold(a ^ s[2], b ^ acc) ^ s[5], len ^ s[3]);
+    u64 c, d;
+    if (n <= 64) {
+        a = SC_LANE(1, p);
+        b = SC_LANE(2, p + 16);
+        c = SC_LANE(3, end - 32);
+        d = SC_LANE(4, end - 16);
+    } else {
+        a = b = c = d = acc;
+        const u8 *last = end - 64;
+        for (; p < last; p += 64) {
+            a = sc_fold(sc_r8(p) ^ s[1], sc_r8(p + 8) ^ a);
+            b = sc_fold(sc_r8(p + 16) ^ s[2], sc_r8(p + 24) ^ b);
+            c = sc_fold(sc_r8(p + 32) ^ s[3], sc_r8(p + 40) ^ c);
+            d = sc_fold(sc_r8(p + 48) ^ s[4], sc_r8(p + 56) ^ d);
+        }
+        a = sc_fold(sc_r8(last) ^ s[1], sc_r8(last + 8) ^ a);
+        b = sc_fold(sc_r8(last + 16) ^ s[2], sc_r8(last + 24) ^ b);
+        c = sc_fold(sc_r8(last + 32) ^ s[3], sc_r8(last + 40) ^ c);
+        d = sc_fold(sc_r8(last + 48) ^ s[4], sc_r8(last + 56) ^ d);
+    }
+    a = sc_fold(a ^ s[2], b ^ s[0]);
+    c = sc_fold(c ^ s[3], d ^ s[1]);
+    return sc_fold(a ^ s[5], c ^ len ^ s[3]);
 }
+#undef SC_LANE
 
 /* Place of a key: 32 bits choose the bucket, 16 the tag, 16 the shard. */
 static inline u32 sc_tag_of(u64 h)

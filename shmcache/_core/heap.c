@@ -4,6 +4,9 @@
  * free list; a page is free when it lies outside its lane's window.  A killed append leaves prepared pages whose seq lies
  * above the tail's, which makes them free again, and bytes beyond the tail that nobody reads.
  *
+ * I7 A page that was prepared and not committed has its life taken before the next append of its lane: a later tail
+ * would enclose its seq and the page would be neither free nor in the chain until the head passes.
+ *
  * What lies in a segment may be rotten: every position is checked before use, and a lane whose ends make no sense is
  * given up (its entries are cleared), never followed. */
 #include "heap.h"
@@ -97,14 +100,27 @@ int sc_page_is_free(const sc_table_t *t, const sc_shard_t *s, u32 page)
     return seq < SC_LIFE_SEQ(SC_LD(&s->life[head])) || seq > SC_LIFE_SEQ(SC_LD(&s->life[tail]));
 }
 
+static int prepared_for_nothing(const sc_table_t *t, const sc_shard_t *s, u64 life)
+{
+    u32 tail = SC_POS_PAGE(s->hard->tail[SC_LIFE_LANE(life)]);
+    return tail < t->n_pages && SC_LIFE_SEQ(life) > SC_LIFE_SEQ(SC_LD(&s->life[tail]));
+}
+
+/* Counts pages anew, and takes the life of pages that an append prepared and never committed. Never called between
+ * reserve and commit, whose pages look just so. */
 void sc_heap_recount_guarded(sc_table_t *t, sc_shard_t *s)
 {
     u32 n_free = 0, n[SC_N_LANES] = {0};
     for (u32 p = 0; p < t->n_pages; p++) {
-        if (sc_page_is_free(t, s, p))
-            n_free++;
-        else
-            n[SC_LIFE_LANE(SC_LD(&s->life[p]))]++;
+        u64 m = SC_LD(&s->life[p]);
+        if (!sc_page_is_free(t, s, p)) {
+            n[SC_LIFE_LANE(m)]++;
+            continue;
+        }
+        n_free++;
+        /* I7: prepared, but no tail ever owned it; left as it is, the next page of its lane would enclose it */
+        if (SC_LIFE_LANE(m) >= SC_N_LANES || prepared_for_nothing(t, s, m))
+            SC_ST_REL(&s->life[p], 0);
     }
     s->soft->n_free = n_free;
     for (u32 lane = 0; lane < SC_N_LANES; lane++) {
@@ -129,7 +145,7 @@ static void lane_reset_guarded(sc_table_t *t, sc_shard_t *s, u32 lane)
         }
     SC_ST_REL(&s->hard->tail[lane], SC_POS(SC_NO_PAGE, 0));
     s->soft->stat[SC_SS_REPAIRED]++;
-    s->soft->dead[lane] = 0;
+    s->soft->dead[lane] = s->soft->live[lane] = 0;
     s->soft->recount = 1;
     sc_heap_recount_guarded(t, s);
 }
@@ -217,6 +233,7 @@ int sc_heap_reserve_guarded(sc_op_t *op, u32 lane, u32 total, sc_room_t *r)
 {
     sc_table_t *t = op->t;
     sc_shard_t *s = op->s;
+    op->seq0 = s->hard->seq;
     u32 pg = t->page_size;
     u32 page = SC_NO_PAGE, off = 0, rem = 0;
     r->fresh = !sc_lane_ok_guarded(t, s, lane);
@@ -348,8 +365,10 @@ int sc_item_copy_guarded(sc_op_t *op, const sc_item_t *it, u32 lane, u32 *page, 
     while (left > 0) {
         if (pos >= t->page_size) {
             from = SC_LD(&s->next[from]);
-            if (from >= t->n_pages)
+            if (from >= t->n_pages) {
+                sc_heap_recount_guarded(t, s);
                 return 0;
+            }
             pos -= t->page_size;
             continue;
         }
@@ -359,8 +378,10 @@ int sc_item_copy_guarded(sc_op_t *op, const sc_item_t *it, u32 lane, u32 *page, 
         pos += step;
     }
     if (t->full) {
-        if (!sc_item_gather(t, s, it, it->total - 4, &check, 4))
+        if (!sc_item_gather(t, s, it, it->total - 4, &check, 4)) {
+            sc_heap_recount_guarded(t, s);
             return 0;
+        }
         check ^= mix;
         sc_heap_write_guarded(op, &r, &check, 4);
     }

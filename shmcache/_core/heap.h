@@ -2,18 +2,22 @@
 #ifndef SC_HEAP_H
 #define SC_HEAP_H
 #include "table.h"
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 /* One write operation on one shard, guard held. */
 typedef struct {
     sc_table_t *t;
     sc_shard_t *s;
     u64 now;      /* ms since birth; 0 = not asked yet */
-    u64 seq0;     /* page counter when the operation began: pages above it are its own and are not free (W1) */
+    u64 seq0;     /* page counter when the running reserve began: pages above it are its own and are not free (W1) */
     u64 *protect; /* entry of the key being set: never a victim of its own set */
     u32 steps, moved_items;
     u64 moved_bytes, passed_bytes;
     u32 blocked;                   /* bit per lane whose head item can neither go nor stay */
-    u64 head_seen[SC_N_LANES];     /* head position head_dead speaks of */
+    u64 head_seen[SC_N_LANES];     /* head position + 1 that head_dead and head_hash speak of */
+    u64 head_hash[SC_N_LANES];     /* hash of the key at that head, 0 = not asked */
     u8 head_dead[SC_N_LANES];
 } sc_op_t;
 
@@ -23,6 +27,13 @@ typedef struct {
     u32 page, off, klen, vlen, flags, type, voff, total;
 } sc_item_t;
 
+static inline void sc_op_begin(sc_op_t *op, sc_table_t *t, u32 shard)
+{
+    memset(op, 0, sizeof *op);
+    op->t = t;
+    op->s = &t->shard[shard];
+    op->seq0 = op->s->hard->seq;
+}
 static inline u64 sc_op_now(sc_op_t *op)
 {
     if (op->now == 0)
@@ -97,6 +108,29 @@ void sc_heap_commit_guarded(sc_op_t *op, u32 lane, const sc_room_t *r);
 void sc_item_wipe_guarded(sc_op_t *op, u32 page, u32 off);
 int sc_item_copy_guarded(sc_op_t *op, const sc_item_t *it, u32 lane, u32 *page, u32 *off);
 u64 sc_item_keyhash(const sc_table_t *t, const sc_shard_t *s, const sc_item_t *it, u8 *buf);
+
+/* Bit i set: entry i of the bucket bears the tag. Only a first look: who acts on an entry loads it again. */
+static inline u32 sc_bucket_match(const sc_bucket_t *b, u32 tag)
+{
+#ifdef __SSE2__
+    const __m128i want = _mm_set1_epi16((short)tag);
+    const __m128i *p = (const __m128i *)(const void *)b;
+    SC_BARRIER();
+    u32 m0 = (u32)_mm_movemask_epi8(_mm_cmpeq_epi16(_mm_load_si128(p), want));
+    u32 m1 = (u32)_mm_movemask_epi8(_mm_cmpeq_epi16(_mm_load_si128(p + 1), want));
+    u32 m2 = (u32)_mm_movemask_epi8(_mm_cmpeq_epi16(_mm_load_si128(p + 2), want));
+    u32 m3 = (u32)_mm_movemask_epi8(_mm_cmpeq_epi16(_mm_load_si128(p + 3), want));
+    SC_BARRIER();
+    /* bits 7 and 15 of a mask belong to the tags of its two words; word 0 of the bucket holds use bits */
+    return (m0 >> 15 & 1u) | (m1 >> 6 & 2u) | (m1 >> 13 & 4u) | (m2 >> 4 & 8u) | (m2 >> 11 & 16u) | (m3 >> 2 & 32u) |
+           (m3 >> 9 & 64u);
+#else
+    u32 m = 0;
+    for (u32 i = 0; i < SC_N_SLOTS; i++)
+        m |= (u32)(SC_ENTRY_TAG(SC_LD(&b->entry[i])) == tag) << i;
+    return m;
+#endif
+}
 
 /* evict.c */
 int sc_room_guarded(sc_op_t *op, u32 lane, u32 total);

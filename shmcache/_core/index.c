@@ -40,10 +40,10 @@ u64 *sc_index_place_guarded(sc_op_t *op, u64 h, u32 page, u32 off, u32 *bucket, 
     u64 place = SC_ENTRY(0, page, off, 0), *found = NULL;
     u32 tag = sc_tag_of(h), b = sc_home_of(h, t->n_buckets), b2 = sc_other_of(b, tag, t->n_buckets);
     for (int turn = 0; turn < 2; turn++, b = b2) {
-        for (u32 i = 0; i < SC_N_SLOTS; i++) {
+        for (u32 match = sc_bucket_match(&op->s->buckets[b], tag); match != 0; match &= match - 1) {
+            u32 i = (u32)__builtin_ctz(match);
             u64 *p = &op->s->buckets[b].entry[i];
-            u64 e = SC_LD(p);
-            if (SC_ENTRY_PLACE(e) != place || e == 0)
+            if (SC_ENTRY_PLACE(SC_LD(p)) != place)
                 continue;
             if (found != NULL) {
                 SC_ST_REL(p, 0);
@@ -67,10 +67,11 @@ u64 *sc_index_find_guarded(sc_op_t *op, const sc_key_t *k, sc_item_t *it, u32 *b
     u64 *found = NULL;
     u32 b = k->b1;
     for (int turn = 0; turn < 2; turn++, b = k->b2) {
-        for (u32 i = 0; i < SC_N_SLOTS; i++) {
+        for (u32 match = sc_bucket_match(&s->buckets[b], k->tag); match != 0; match &= match - 1) {
+            u32 i = (u32)__builtin_ctz(match);
             u64 *p = &s->buckets[b].entry[i];
             u64 e = SC_LD(p);
-            if (e == 0 || SC_ENTRY_TAG(e) != k->tag || sc_entry_dead(t, s, e))
+            if (sc_entry_dead(t, s, e))
                 continue;
             sc_item_t here;
             u32 page = SC_ENTRY_PAGE(e), off = SC_ENTRY_OFF(e);

@@ -14,12 +14,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-union sc_semun {
-    int val;
-    struct semid_ds *buf;
-    unsigned short *array;
-};
-
 #define WAIT_ZERO_FIRST 0x10000
 
 /* One call, one semaphore; flag 0x10000 prepends wait-for-zero. wait_ns > 0 bounds the wait. 0 or errno. */

@@ -172,14 +172,17 @@ enum {
 };
 typedef struct {
     i64 dead[SC_N_LANES];    /* bytes of items no entry points at */
+    i64 live[SC_N_LANES];    /* bytes of items an entry points at */
     u32 n_pages[SC_N_LANES];
     u32 n_free, cursor;      /* free pages; where the scan for one goes on */
     u32 mean_log2;           /* running mean of log2(item bytes), 16.16 fixed point, clamped after every load */
+    u32 most_pages;          /* pages the largest item stored takes; eviction=none keeps so many free to move it */
     u32 recount;             /* 1: hints may be off after a death, count again; 2: the sweep is counting */
     i64 n_items, live_bytes; /* live_bytes counts key + value bytes */
     i64 acc_items, acc_bytes, acc_live[SC_N_LANES]; /* what the counting sweep has seen so far */
     u64 stat[SC_N_SHARD_STATS];
-    u64 pad1[25];
+    u32 acc_most, pad2;
+    u64 pad1[17];
 } sc_soft_t;
 static_assert(sizeof(sc_soft_t) == 512, "layout v1");
 

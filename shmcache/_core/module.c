@@ -16,12 +16,6 @@
 typedef PyObject *const *args_t;
 PyObject *header_dict(const sc_header_t *h);
 
-union sc_semun {
-    int val;
-    struct semid_ds *buf;
-    unsigned short *array;
-};
-
 /* ---- the type ----------------------------------------------------------------------------------------------------- */
 
 static PyModuleDef core_def, core_def_multi;
@@ -620,3 +614,6 @@ PyMODINIT_FUNC PyInit__core(void)
     }
     return PyModuleDef_Init(Py_Version >= 0x030c0000 ? &core_def_multi : &core_def);
 }
+#undef F
+#undef CONSTANT
+#undef DEF

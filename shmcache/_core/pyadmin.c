@@ -697,3 +697,6 @@ PyMethodDef table_admin_methods[] = {
     {"clean", (PyCFunction)(void (*)(void))table_clean, METH_FASTCALL | METH_KEYWORDS, NULL},
     {NULL, NULL, 0, NULL},
 };
+#undef M
+#undef U
+#undef I

@@ -1104,3 +1104,7 @@ PyMethodDef table_hot_methods[] = {
     {"_set_grace", (PyCFunction)(void (*)(void))table_set_grace, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
+#undef M
+#undef KW
+#undef ONE
+#undef STORE

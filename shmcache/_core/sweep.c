@@ -15,20 +15,12 @@
 
 static u64 total_buckets(const sc_table_t *t) { return (u64)t->n_shards * t->n_buckets; }
 
-static void op_begin(sc_op_t *op, sc_table_t *t, u32 shard)
-{
-    memset(op, 0, sizeof *op);
-    op->t = t;
-    op->s = &t->shard[shard];
-    op->seq0 = op->s->hard->seq;
-}
-
 /* Drops what has expired in one bucket; guard held. Returns how many. */
-static u32 expire_bucket_guarded(sc_op_t *op, u32 b)
+static u32 expire_bucket_guarded(sc_op_t *op, u32 b, u64 limit)
 {
     sc_table_t *t = op->t;
     u32 n = 0;
-    for (u32 i = 0; i < SC_N_SLOTS; i++) {
+    for (u32 i = 0; i < SC_N_SLOTS && n < limit; i++) {
         u64 *p = &op->s->buckets[b].entry[i];
         u64 e = SC_LD(p);
         sc_item_t it;
@@ -68,6 +60,7 @@ static void recount_bucket(sc_table_t *t, sc_shard_t *s, u32 b)
             return;
         soft->recount = 2;
         soft->acc_items = soft->acc_bytes = 0;
+        soft->acc_most = 0;
         memset(soft->acc_live, 0, sizeof soft->acc_live);
     }
     if (soft->recount != 2)
@@ -83,15 +76,20 @@ static void recount_bucket(sc_table_t *t, sc_shard_t *s, u32 b)
         soft->acc_bytes += (i64)it.klen + it.vlen;
         if (lane < SC_N_LANES)
             soft->acc_live[lane] += it.total;
+        if (soft->acc_most < (it.total >> t->page_shift) + 2u)
+            soft->acc_most = (it.total >> t->page_shift) + 2u;
     }
     if (b + 1 < t->n_buckets)
         return;
     soft->recount = 0;
     soft->n_items = soft->acc_items;
     soft->live_bytes = soft->acc_bytes;
+    soft->most_pages = soft->acc_most;
     for (u32 lane = 0; lane < SC_N_LANES; lane++) {
-        i64 dead = ((i64)soft->n_pages[lane] << t->page_shift) - soft->acc_live[lane];
-        soft->dead[lane] = dead > 0 ? dead : 0;
+        i64 most = ((i64)soft->n_pages[lane] << t->page_shift) - soft->acc_live[lane];
+        soft->live[lane] = soft->acc_live[lane];
+        if (soft->dead[lane] > most)
+            soft->dead[lane] = most > 0 ? most : 0;
     }
 }
 
@@ -100,7 +98,7 @@ static void reclaim(sc_table_t *t, u32 shard, i64 wait_ns)
     if (sc_enter(t, shard, wait_ns) != SC_OK)
         return;
     sc_op_t op;
-    op_begin(&op, t, shard);
+    sc_op_begin(&op, t, shard);
     (void)sc_reclaim_guarded(&op, STEP_RECLAIM);
     sc_leave(t, shard);
 }
@@ -123,10 +121,10 @@ static u64 sweep(sc_table_t *t, u64 *at, u64 n, u64 now, int exact, i64 wait_ns,
                 break;
             }
             sc_op_t op;
-            op_begin(&op, t, shard);
+            sc_op_begin(&op, t, shard);
             op.now = now;
             if (due)
-                *dropped += expire_bucket_guarded(&op, b);
+                *dropped += expire_bucket_guarded(&op, b, limit - *dropped);
             if (count)
                 recount_bucket(t, s, b);
             sc_leave(t, shard);
@@ -141,6 +139,8 @@ static u64 sweep(sc_table_t *t, u64 *at, u64 n, u64 now, int exact, i64 wait_ns,
  * still exists. */
 void sc_tick(sc_table_t *t)
 {
+    if (SC_UNLIKELY(t->readonly))
+        return;
     i64 coarse = sc_clock_coarse_ms();
     if (SC_UNLIKELY(coarse >= t->next_look)) {
         t->next_look = coarse + LOOK_MS;

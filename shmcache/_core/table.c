@@ -61,13 +61,17 @@ int sc_get_begin(sc_table_t *t, const sc_key_t *k, sc_found_t *f)
         u32 b = k->b1;
         for (int turn = 0; turn < 2; turn++, b = k->b2) {
             sc_bucket_t *bucket = &s->buckets[b];
-            for (u32 i = 0; i < SC_N_SLOTS; i++) {
+            for (u32 match = sc_bucket_match(bucket, k->tag); match != 0; match &= match - 1) {
+                u32 i = (u32)__builtin_ctz(match);
                 u64 e = SC_LD_ACQ(&bucket->entry[i]);
-                if (SC_ENTRY_TAG(e) != k->tag)
-                    continue;
+                if (SC_UNLIKELY(SC_ENTRY_TAG(e) != k->tag))
+                    goto again;
                 u32 page = SC_ENTRY_PAGE(e), off = SC_ENTRY_OFF(e);
                 if (SC_UNLIKELY(!sc_place_ok(t, page, off)))
                     continue; /* rot: no item can lie there */
+                SC_PREFETCH(sc_at(t, s, page, off));
+                SC_PREFETCH(sc_at(t, s, page, off) + SC_LINE);
+                SC_PREFETCH(sc_at(t, s, page, off) + 2 * SC_LINE);
                 u64 m = SC_LD_ACQ(&s->life[page]);
                 if (SC_UNLIKELY(SC_LD(&bucket->entry[i]) != e))
                     goto again;
@@ -181,14 +185,6 @@ sc_token_t sc_token_of(const sc_table_t *t, const sc_key_t *k, const sc_found_t 
 
 /* ---- writes ----------------------------------------------------------------------------------------------------- */
 
-static void op_begin(sc_op_t *op, sc_table_t *t, u32 shard)
-{
-    memset(op, 0, sizeof *op);
-    op->t = t;
-    op->s = &t->shard[shard];
-    op->seq0 = op->s->hard->seq;
-}
-
 /* 1 = the item counts as present for everything but its replacement. */
 static int alive(sc_op_t *op, const sc_item_t *it)
 {
@@ -243,6 +239,27 @@ static void write_item(sc_op_t *op, const sc_key_t *k, const sc_value_t *v, sc_r
     if (!t->full)
         w0 |= (u64)(((u32)(hm >> 56) ^ place) & 0xFFu) << 56;
     u64 head[3] = {w0, w1, v->soft};
+    if (SC_LIKELY(r->page == r->end_page)) { /* it lies flat: no walk over pages */
+        u8 *at = sc_at(t, op->s, r->page, r->off);
+        u32 voff = sc_item_voff(k->len, flags, v->type), klen_off = v->soft ? 24u : 16u;
+        const void *p = is_int ? (const void *)&v->num : v->p;
+        SC_BARRIER();
+        memcpy(at, head, klen_off);
+        memcpy(at + klen_off, k->p, k->len);
+        if (voff > klen_off + k->len)
+            memset(at + klen_off + k->len, 0, voff - klen_off - k->len);
+        if (vlen > 0)
+            memcpy(at + voff, p, vlen);
+        if (t->full) {
+            u32 check = sc_content_mix(&t->secret, hm, sc_value_hash(&t->secret, v->type, p, vlen)) ^ place;
+            memset(at + voff + vlen, 0, total - voff - vlen - 4);
+            memcpy(at + total - 4, &check, 4);
+        } else {
+            memset(at + voff + vlen, 0, total - voff - vlen);
+        }
+        SC_BARRIER();
+        return;
+    }
     sc_heap_write_guarded(op, r, head, v->soft ? 24 : 16);
     sc_heap_write_guarded(op, r, k->p, k->len);
     u32 voff = sc_item_voff(k->len, flags, v->type), begun = (v->soft ? 24u : 16u) + k->len;
@@ -317,6 +334,9 @@ static int store_guarded(sc_op_t *op, const sc_key_t *k, const sc_value_t *v, u6
         }
     }
     sc_mean_add(op, total);
+    s->soft->live[lane] += total;
+    if (s->soft->most_pages < (total >> t->page_shift) + 2u)
+        s->soft->most_pages = (total >> t->page_shift) + 2u;
     s->soft->n_items++;
     s->soft->live_bytes += (i64)k->len + vlen;
     s->soft->stat[SC_SS_BYTES_SET] += total;
@@ -339,7 +359,7 @@ int sc_store(sc_table_t *t, const sc_key_t *k, const sc_value_t *v, const sc_con
     sc_op_t op;
     sc_item_t old;
     u32 bucket = 0, slot = 0;
-    op_begin(&op, t, k->shard);
+    sc_op_begin(&op, t, k->shard);
     u64 *entry = sc_index_find_guarded(&op, k, &old, &bucket, &slot);
     if (cond->mode != SC_SET) {
         int live = entry != NULL && alive(&op, &old);
@@ -376,7 +396,7 @@ int sc_delete(sc_table_t *t, const sc_key_t *k, const sc_cond_t *cond, i64 *num,
     sc_op_t op;
     sc_item_t old;
     u32 bucket, slot;
-    op_begin(&op, t, k->shard);
+    sc_op_begin(&op, t, k->shard);
     u64 *entry = sc_index_find_guarded(&op, k, &old, &bucket, &slot);
     rc = SC_MISS;
     if (entry != NULL) {
@@ -409,7 +429,7 @@ int sc_touch(sc_table_t *t, const sc_key_t *k, u64 deadline, const sc_cond_t *co
     sc_op_t op;
     sc_item_t old;
     u32 bucket, slot;
-    op_begin(&op, t, k->shard);
+    sc_op_begin(&op, t, k->shard);
     u64 *entry = sc_index_find_guarded(&op, k, &old, &bucket, &slot);
     rc = SC_MISS;
     if (entry != NULL && alive(&op, &old)) {
@@ -444,7 +464,7 @@ int sc_incr(sc_table_t *t, const sc_key_t *k, i64 delta, int create, i64 initial
     sc_op_t op;
     sc_item_t old;
     u32 bucket = 0, slot = 0;
-    op_begin(&op, t, k->shard);
+    sc_op_begin(&op, t, k->shard);
     u64 *entry = sc_index_find_guarded(&op, k, &old, &bucket, &slot);
     if (entry != NULL && alive(&op, &old)) {
         u64 *word;
@@ -489,12 +509,14 @@ int sc_clear_shard(sc_table_t *t, u32 shard, i64 wait_ns)
     SC_CRASHPOINT(flushed);
     s->soft->n_items = 0;
     s->soft->live_bytes = 0;
-    for (u32 lane = 0; lane < SC_N_LANES; lane++)
-        s->soft->dead[lane] = (i64)s->soft->n_pages[lane] << t->page_shift;
+    for (u32 lane = 0; lane < SC_N_LANES; lane++) {
+        s->soft->dead[lane] += s->soft->live[lane];
+        s->soft->live[lane] = 0;
+    }
     s->soft->stat[SC_SS_CLEARS]++;
     if (t->h.flags & SC_F_SECURE) {
         sc_op_t op;
-        op_begin(&op, t, shard);
+        sc_op_begin(&op, t, shard);
         for (u32 b = 0; b < t->n_buckets; b++)
             for (u32 i = 0; i < SC_N_SLOTS; i++) {
                 u64 e = SC_LD(&s->buckets[b].entry[i]);

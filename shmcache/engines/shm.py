@@ -95,10 +95,10 @@ class ShmEngine(_core.Table, Engine):
         self._open()
         return self
 
-    def _open(self) -> None:
+    def _open(self, like: dict[str, Any] | None = None) -> None:
         options = self._options
         codec = get_codec(options.get("codec", "msgpack"))
-        att = segment.open_segment(self._form, self._name, options)
+        att = segment.open_segment(self._form, self._name, options, like)
         try:
             perms = att.header["perms"]
             if isinstance(codec, PickleCodec) and perms & 0o077:
@@ -144,15 +144,16 @@ class ShmEngine(_core.Table, Engine):
         segment.unlink(self._form, self._name, header)
 
     def reattach(self) -> None:
-        """Attach again, to whatever has the name now, created if nothing has (mode c); after GuardLost.
+        """Attach again, to whatever has the name now, created like the old one if nothing has (mode c); after GuardLost.
 
         The old mapping is let go first. Raises: as opening does; the engine is closed then.
         """
         if self._form == "anon":
             raise GuardLost("reattach: a segment with a name wanted, an anonymous one found")
+        like = self._attachment.header
         self._detach()
         self._closed = True
-        self._open()
+        self._open(like)
 
     def raw(self, command: str, *args: Any) -> Any:
         """`info` (the header), `guards`, `shards`, `keys GLOB`: this segment's own answers."""
