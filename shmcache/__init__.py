@@ -20,7 +20,7 @@ from .errors import (
 from .registry import engine, open
 from .url import Url
 
-__version__ = "1.0.0"
+__version__ = "0.1.0"
 
 __all__ = [
     "DEFAULT",

@@ -18,6 +18,7 @@ import math
 import os
 import threading
 import time
+import zlib
 from collections.abc import Callable, Generator
 from datetime import date, timedelta
 from datetime import time as daytime
@@ -34,7 +35,7 @@ from .namespace import Namespace
 
 __all__ = ["CacheInfo", "Lock", "Memoized", "Namespace", "get_or_set", "memoize"]
 
-_FILL, _WAIT = "fill", "wait"
+_FILL, _WAIT, _DONE = "fill", "wait", "done"
 _POLL = 1.0
 """Seconds of one wait for a filler or a lock; the engine returns earlier on release. Bounds a lost
 wake-up."""
@@ -68,21 +69,19 @@ def get_or_set(
     if not callable(factory):
         raise TypeError(f"factory: a callable wanted, {type(factory).__name__} found")
     home, steps = _begin(engine, key, ttl, lease, grace)
-    try:
-        step, name = next(steps)
-        while True:
-            if step is _WAIT:
-                home._lease_wait(name, _POLL)
-                step, name = next(steps)
-                continue
-            try:
-                value = factory()
-            except BaseException:
-                steps.close()
-                raise
-            step, name = steps.send((value,))
-    except StopIteration as done:
-        return done.value
+    step, name, answer = _next(steps)
+    while step is not _DONE:
+        if step is _WAIT:
+            home._lease_wait(name, _POLL)
+            step, name, answer = _next(steps)
+            continue
+        try:
+            value = factory()
+        except BaseException:
+            steps.close()
+            raise
+        step, name, answer = _next(steps, (value,))
+    return answer
 
 
 async def _get_or_set_async(
@@ -91,29 +90,31 @@ async def _get_or_set_async(
     """get_or_set for a coroutine function: waits by asyncio.sleep, 1 to 50 ms, and lets the loop run."""
     _, steps = _begin(engine, key, ttl, lease, grace)
     pause = 0.001
-    try:
-        step, _ = next(steps)
-        while True:
-            if step is _WAIT:
-                try:
-                    await asyncio.sleep(pause)
-                except BaseException:
-                    steps.close()
-                    raise
-                pause = min(pause * 2, 0.05)
-                step, _ = next(steps)
-                continue
-            try:
-                value = await factory()
-            except BaseException:
-                steps.close()
-                raise
-            step, _ = steps.send((value,))
-    except StopIteration as done:
-        return done.value
+    step, _, answer = _next(steps)
+    while step is not _DONE:
+        if step is _WAIT:
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 0.05)
+            step, _, answer = _next(steps)
+            continue
+        try:
+            value = await factory()
+        except BaseException:
+            steps.close()
+            raise
+        step, _, answer = _next(steps, (value,))
+    return answer
 
 
 _Steps = Generator[tuple[str, bytes], "tuple[Any] | None", Any]
+
+
+def _next(steps: _Steps, filled: tuple[Any] | None = None) -> tuple[str, bytes, Any]:
+    """What to do next, the lease's name, and, after _DONE, the answer."""
+    try:
+        return *steps.send(filled), None
+    except StopIteration as done:
+        return _DONE, b"", done.value
 
 
 def _begin(engine: Engine, key: Key, ttl: Ttl, lease: float, grace: float) -> tuple[Engine, _Steps]:
@@ -212,13 +213,16 @@ class Memoized:
         functools.update_wrapper(self, function)
         self.__wrapped__ = function
         self._function = function
-        self._name = key if isinstance(key, str) else f"{function.__module__}.{function.__qualname__}"
+        self._name = key if isinstance(key, str) else _name(function)
         self._view = engine.namespace("memoize:" + self._name)
         self._key = key if callable(key) else None
-        self._signature = inspect.signature(function)
-        parameters = list(self._signature.parameters.values())
-        plain = all(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
-        self._plain = tuple(self._signature.parameters) if plain else None
+        try:
+            self._signature = inspect.signature(function)
+        except ValueError:  # some built-in callables have none: their arguments count as written
+            self._signature = inspect.signature(lambda *args, **kwargs: None)
+        parameters = self._signature.parameters
+        plain = all(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters.values())
+        self._plain = tuple(parameters) if plain else None
         self._ttl, self._grace = ttl, _seconds("grace", grace, 0)
         self._async = inspect.iscoroutinefunction(function)
         self._hits = self._misses = 0
@@ -297,6 +301,20 @@ class Memoized:
     def cache_clear(self) -> None:
         """Forget all results of this function, for all processes, in O(1)."""
         self._view.clear()
+
+
+def _name(function: Callable[..., Any]) -> str:
+    """Module and qualified name; of a lambda also its line and what tells it from others there."""
+    name = getattr(function, "__qualname__", None)
+    if name is None:
+        raise TypeError(f"memoize: key= as a str wanted, a {type(function).__name__} without a name found")
+    code = getattr(function, "__code__", None)
+    if name.endswith("<lambda>") and code is not None:
+        plain = [const for const in code.co_consts if isinstance(const, (bool, int, float, str, bytes))]
+        name += (
+            f":{code.co_firstlineno}:{zlib.crc32(code.co_code + repr((plain, code.co_names)).encode()):08x}"
+        )
+    return f"{function.__module__}.{name}"
 
 
 def _mark_coroutine(wrapper: Any) -> None:

@@ -21,13 +21,13 @@ static inline i64 sc_clock_boot_ns(void)
     clock_gettime(CLOCK_BOOTTIME, &ts);
     return (i64)ts.tv_sec * 1000000000 + ts.tv_nsec;
 }
-/* Time used in item deadlines; never below 1, because a deadline of 0 means never. */
+/* Time that item deadlines are compared with: ms since birth plus one, never 0, because a deadline of 0 means never. */
 static inline u64 sc_clock_now_ms(const sc_clock_t *c)
 {
     i64 ms = c->frozen_ms;
     if (ms == SC_CLOCK_REAL)
         ms = (sc_clock_boot_ns() - c->shift_ns - c->base_ns) / 1000000;
-    return ms < 1 ? 1u : (u64)ms;
+    return ms < 0 ? 1u : (u64)ms + 1u;
 }
 /* A cheap clock that only paces background work: a few ms late, never sees suspend. */
 static inline i64 sc_clock_coarse_ms(void)

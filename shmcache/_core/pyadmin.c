@@ -244,13 +244,15 @@ static int visit_meta(table_obj *self, sc_seen_t *seen, int state, const u8 *key
     PyObject *place = Py_BuildValue("(III)", seen->shard, seen->bucket, seen->slot), *k, *row;
     if (place == NULL)
         return -1;
+    u64 deadline = SC_W1_DEADLINE(seen->f.w1);
     if (sound)
         k = key_object(key, seen->f.klen);
     else
         k = Py_NewRef(Py_None);
     row = k == NULL ? NULL
                     : Py_BuildValue("(NIIKKIIIIIIIIIs)", k, seen->f.type, sound ? seen->f.vlen : 0u,
-                                    (unsigned long long)SC_W1_DEADLINE(seen->f.w1), (unsigned long long)seen->f.soft,
+                                    (unsigned long long)(deadline ? deadline - 1 : 0),
+                                    (unsigned long long)(seen->f.soft ? seen->f.soft - 1 : 0),
                                     SC_W1_VERSION(seen->f.w1), seen->shard, seen->bucket, seen->slot, seen->lane, seen->page,
                                     seen->off, seen->freq, seen->birth_s, name);
     int r = row == NULL ? -1 : PyDict_SetItem((PyObject *)arg, sound ? PyTuple_GetItem(row, 0) : place, row);
@@ -521,7 +523,7 @@ static PyObject *table_now_ms(PyObject *o, PyObject *unused)
     table_obj *self = (table_obj *)o;
     (void)unused;
     ATTACHED(self);
-    return PyLong_FromUnsignedLongLong(sc_now(self->map->t));
+    return PyLong_FromUnsignedLongLong(sc_now(self->map->t) - 1); /* clock.h */
 }
 
 /* ---- clear, clean, leases ------------------------------------------------------------------------------------------ */

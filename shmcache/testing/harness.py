@@ -53,8 +53,9 @@ def needs(*flags: Capability) -> Callable[[Callable[..., None]], Callable[..., N
     return decorate
 
 
-def in_threads(count: int, work: Callable[[int], Any]) -> list[Any]:
-    """`work(i)` in `count` threads at once; the results, or the first exception."""
+def in_threads(count: int, work: Callable[[int], Any], limit: float = 60.0) -> list[Any]:
+    """`work(i)` in `count` threads at once; the results, or the first exception. AssertionError after `limit`
+    seconds."""
     results: list[Any] = [None] * count
     failures: list[BaseException] = []
     start = threading.Barrier(count)
@@ -66,13 +67,15 @@ def in_threads(count: int, work: Callable[[int], Any]) -> list[Any]:
         except BaseException as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(count)]
+    threads = [threading.Thread(target=run, args=(i,), daemon=True) for i in range(count)]
     for thread in threads:
         thread.start()
+    end = time.monotonic() + limit
     for thread in threads:
-        thread.join()
+        thread.join(max(0.0, end - time.monotonic()))
     if failures:
         raise failures[0]
+    assert not any(thread.is_alive() for thread in threads), f"work done within {limit} seconds wanted"
     return results
 
 

@@ -100,7 +100,7 @@ class RecipeTests(Harness):
 
         def slow() -> str:
             self.advance(engine, self.life + self.slack)
-            assert engine.get_or_set("k", lambda: "new") == "new"
+            assert in_threads(1, lambda i: engine.get_or_set("k", lambda: "new")) == ["new"]
             return "old"
 
         assert engine.get_or_set("k", slow, lease=self.life) == "old"

@@ -174,10 +174,9 @@ class WholeTests(Harness):
         with pytest.raises(AttributeError):
             _ = after.nonsense
 
+    @needs(Capability.ITERATE)
     def test_stats_items(self, engine: Engine) -> None:
         """stats().items is the number of live items, bytes more than their payload."""
-        if Capability.ITERATE not in engine.capabilities:
-            pytest.skip("the engine does not see all its items")
         before = engine.stats()
         engine.update({f"k{i}": b"x" * 100 for i in range(10)})
         after = engine.stats()
