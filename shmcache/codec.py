@@ -20,6 +20,7 @@ import logging
 import struct
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, Protocol, runtime_checkable
 
 from .errors import NotSupported, ShmCacheError
@@ -96,6 +97,16 @@ class MsgpackCodec:
             raise ShmCacheError(
                 f"codec: a payload of {_KINDS[self.kind]} wanted, {len(data)} other bytes found"
             ) from error
+
+    def fast(self) -> tuple[Callable[[Any], bytes], Callable[[bytes], Any]] | None:
+        """`(pack, unpack)` that the C core calls without a Python frame, None where encode and decode do more.
+
+        Either may fail where `encode` or `decode` succeeds or words the error: the caller then asks those.
+        """
+        if type(self) is not MsgpackCodec or self.compress_min is not None:
+            return None
+        _msgpack()
+        return _direct
 
     def _compress(self, data: bytes) -> tuple[int, bytes]:
         flags = PAYLOAD | self.kind
@@ -277,11 +288,12 @@ def _frozen(key: Any) -> Any:
 
 
 _functions: tuple[Callable[[Any], bytes], Callable[[bytes], Any]] | None = None
+_direct: tuple[Callable[[Any], bytes], Callable[[bytes], Any]] | None = None
 
 
 def _msgpack() -> tuple[Callable[[Any], bytes], Callable[[bytes], Any]]:
     """(pack, unpack) of msgpack, imported on first use."""
-    global _functions
+    global _functions, _direct
     if _functions is None:
         import msgpack  # type: ignore[import-untyped]
 
@@ -313,5 +325,9 @@ def _msgpack() -> tuple[Callable[[Any], bytes], Callable[[bytes], Any]]:
             except TypeError:  # a tuple as a dict's key came back as a list
                 return msgpack.unpackb(data, object_pairs_hook=hashable, **options)
 
+        _direct = (
+            partial(msgpack.packb, default=default, datetime=True),
+            partial(msgpack.unpackb, ext_hook=ext_hook, strict_map_key=False, timestamp=3),
+        )
         _functions = dump, load
     return _functions

@@ -415,6 +415,8 @@ static u64 expire_all_guarded(sc_op_t *op)
                 !sc_place_ok(t, SC_ENTRY_PAGE(e), SC_ENTRY_OFF(e)) ||
                 !sc_item_load(t, op->s, SC_ENTRY_PAGE(e), SC_ENTRY_OFF(e), &it) || !sc_expired(op, it.w1))
                 continue;
+            if (!sc_index_only_guarded(op, p, &it))
+                continue; /* its twin is met in the other bucket */
             sc_drop_guarded(op, p, &it);
             op->s->soft->stat[SC_SS_EXPIRED]++;
             n++;

@@ -36,11 +36,9 @@ int sc_item_gather(const sc_table_t *t, const sc_shard_t *s, const sc_item_t *it
     return 1;
 }
 
-int sc_item_key_is(const sc_table_t *t, const sc_shard_t *s, const sc_item_t *it, const u8 *key)
+int sc_item_key_is_slow(const sc_table_t *t, const sc_shard_t *s, const sc_item_t *it, const u8 *key)
 {
     u32 skip = SC_ITEM_HEADER + ((it->flags & SC_IF_SOFT) ? 8u : 0u);
-    if (SC_LIKELY(sc_item_flat(t, it)))
-        return sc_same(sc_at(t, s, it->page, it->off + skip), key, it->klen);
     u32 page = it->page, n = it->klen;
     u64 pos = (u64)it->off + skip;
     while (n > 0) {

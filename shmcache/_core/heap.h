@@ -21,12 +21,6 @@ typedef struct {
     u8 head_dead[SC_N_LANES];
 } sc_op_t;
 
-/* An item as a guard holder, or a reader before validation, sees it. */
-typedef struct {
-    u64 w0, w1, soft;
-    u32 page, off, klen, vlen, flags, type, voff, total;
-} sc_item_t;
-
 static inline void sc_op_begin(sc_op_t *op, sc_table_t *t, u32 shard)
 {
     memset(op, 0, sizeof *op);
@@ -86,7 +80,14 @@ static inline int sc_item_flat(const sc_table_t *t, const sc_item_t *it) { retur
 
 /* Copies n bytes that begin skip bytes into the item; 0 if the chain leaves the segment. Safe on racing pages. */
 int sc_item_gather(const sc_table_t *t, const sc_shard_t *s, const sc_item_t *it, u32 skip, void *dst, u32 n);
-int sc_item_key_is(const sc_table_t *t, const sc_shard_t *s, const sc_item_t *it, const u8 *key);
+int sc_item_key_is_slow(const sc_table_t *t, const sc_shard_t *s, const sc_item_t *it, const u8 *key);
+static inline int sc_item_key_is(const sc_table_t *t, const sc_shard_t *s, const sc_item_t *it, const u8 *key)
+{
+    u32 skip = SC_ITEM_HEADER + ((it->flags & SC_IF_SOFT) ? 8u : 0u);
+    if (SC_LIKELY(sc_item_flat(t, it)))
+        return sc_same(sc_at(t, s, it->page, it->off + skip), key, it->klen);
+    return sc_item_key_is_slow(t, s, it, key);
+}
 /* Word at byte skip (8-aligned) of an item, or NULL. */
 u64 *sc_item_word(const sc_table_t *t, const sc_shard_t *s, const sc_item_t *it, u32 skip);
 
@@ -143,6 +144,7 @@ void sc_account_dead_guarded(sc_op_t *op, u32 page, const sc_item_t *it);
 
 /* index.c */
 u64 *sc_index_place_guarded(sc_op_t *op, u64 h, u32 page, u32 off, u32 *bucket, u32 *slot);
+int sc_index_only_guarded(sc_op_t *op, u64 *p, const sc_item_t *it);
 u64 *sc_index_find_guarded(sc_op_t *op, const sc_key_t *k, sc_item_t *it, u32 *bucket, u32 *slot);
 u64 *sc_index_slot_guarded(sc_op_t *op, const sc_key_t *k, u32 *bucket, u32 *slot);
 int sc_entry_dead(const sc_table_t *t, const sc_shard_t *s, u64 e);

@@ -97,6 +97,16 @@ u64 *sc_index_find_guarded(sc_op_t *op, const sc_key_t *k, sc_item_t *it, u32 *b
     return found;
 }
 
+/* W2 for an entry about to be dropped or overwritten: an equal one in the other bucket of its key is cleared first.
+ * 1 = p is the only one; 0 = p was the one cleared, its slot is empty and the item stays. */
+int sc_index_only_guarded(sc_op_t *op, u64 *p, const sc_item_t *it)
+{
+    u8 buf[SC_MAX_KEY];
+    u32 b, i;
+    (void)sc_index_place_guarded(op, sc_item_keyhash(op->t, op->s, it, buf), it->page, it->off, &b, &i);
+    return SC_LD(p) != 0;
+}
+
 static int free_slot(const sc_table_t *t, sc_shard_t *s, u32 b)
 {
     for (u32 i = 0; i < SC_N_SLOTS; i++)
@@ -172,8 +182,10 @@ u64 *sc_index_slot_guarded(sc_op_t *op, const sc_key_t *k, u32 *bucket, u32 *slo
                 goto out;
             }
             if (sc_expired(op, it.w1)) {
-                sc_drop_guarded(op, p, &it);
-                s->soft->stat[SC_SS_EXPIRED]++;
+                if (sc_index_only_guarded(op, p, &it)) {
+                    sc_drop_guarded(op, p, &it);
+                    s->soft->stat[SC_SS_EXPIRED]++;
+                }
                 i = (int)j;
                 goto out;
             }
@@ -192,6 +204,10 @@ u64 *sc_index_slot_guarded(sc_op_t *op, const sc_key_t *k, u32 *bucket, u32 *slo
         return NULL;
     b = best_b;
     i = (int)best_i;
+    u64 *victim = &s->buckets[b].entry[i];
+    sc_item_t it;
+    if (sc_item_load(t, s, SC_ENTRY_PAGE(SC_LD(victim)), SC_ENTRY_OFF(SC_LD(victim)), &it))
+        (void)sc_index_only_guarded(op, victim, &it);
 out:
     *bucket = b;
     *slot = (u32)i;

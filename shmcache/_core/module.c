@@ -62,6 +62,8 @@ static int table_traverse(PyObject *o, visitproc visit, void *arg)
 {
     table_obj *self = (table_obj *)o;
     Py_VISIT(self->codec);
+    Py_VISIT(self->pack);
+    Py_VISIT(self->unpack);
     Py_VISIT(self->module);
     Py_VISIT(Py_TYPE(o));
     return 0;
@@ -69,6 +71,8 @@ static int table_traverse(PyObject *o, visitproc visit, void *arg)
 static int table_tp_clear(PyObject *o)
 {
     Py_CLEAR(((table_obj *)o)->codec);
+    Py_CLEAR(((table_obj *)o)->pack);
+    Py_CLEAR(((table_obj *)o)->unpack);
     return 0;
 }
 static void table_dealloc(PyObject *o)
@@ -79,6 +83,8 @@ static void table_dealloc(PyObject *o)
     map_drop(self->map);
     PyMem_Free(self->prefix);
     Py_XDECREF(self->codec);
+    Py_XDECREF(self->pack);
+    Py_XDECREF(self->unpack);
     Py_XDECREF(self->module);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(o);
     Py_DECREF(type);
@@ -523,7 +529,8 @@ static int import_all(core_state *st)
     }
     st->str_encode = PyUnicode_InternFromString("encode");
     st->str_decode = PyUnicode_InternFromString("decode");
-    return st->str_encode == NULL || st->str_decode == NULL ? -1 : 0;
+    st->str_fast = PyUnicode_InternFromString("fast");
+    return st->str_encode == NULL || st->str_decode == NULL || st->str_fast == NULL ? -1 : 0;
 }
 
 static PyMethodDef table_methods[64];

@@ -150,6 +150,9 @@ static PyObject *table_configure(PyObject *o, args_t args, Py_ssize_t nargs)
     PyObject *old = self->codec;
     self->codec = Py_NewRef(args[0]);
     Py_XDECREF(old);
+    self->asked_fast = 0;
+    Py_CLEAR(self->pack);
+    Py_CLEAR(self->unpack);
     self->default_ttl_ms = ttl > 0 ? (i64)(ttl * 1000.0 + 0.5) : -1;
     self->lock_timeout_ns = (i64)(timeout * 1e9);
     Py_RETURN_NONE;
@@ -215,9 +218,9 @@ static int group_arg(table_obj *self, PyObject *arg, u32 *group)
 
 static int visit_key(table_obj *self, sc_seen_t *seen, int state, const u8 *key, void *arg)
 {
-    if (state != SC_HIT || !in_prefix(self, key, seen->f.klen))
+    if (state != SC_HIT || !in_prefix(self, key, seen->f.it.klen))
         return 0;
-    PyObject *k = key_object(key + self->prefix_len, seen->f.klen - self->prefix_len);
+    PyObject *k = key_object(key + self->prefix_len, seen->f.it.klen - self->prefix_len);
     int r = k == NULL ? -1 : PyDict_SetItem((PyObject *)arg, k, Py_None);
     Py_XDECREF(k);
     return r;
@@ -244,16 +247,16 @@ static int visit_meta(table_obj *self, sc_seen_t *seen, int state, const u8 *key
     PyObject *place = Py_BuildValue("(III)", seen->shard, seen->bucket, seen->slot), *k, *row;
     if (place == NULL)
         return -1;
-    u64 deadline = SC_W1_DEADLINE(seen->f.w1);
+    u64 deadline = SC_W1_DEADLINE(seen->f.it.w1);
     if (sound)
-        k = key_object(key, seen->f.klen);
+        k = key_object(key, seen->f.it.klen);
     else
         k = Py_NewRef(Py_None);
     row = k == NULL ? NULL
-                    : Py_BuildValue("(NIIKKIIIIIIIIIs)", k, seen->f.type, sound ? seen->f.vlen : 0u,
+                    : Py_BuildValue("(NIIKKIIIIIIIIIs)", k, seen->f.it.type, sound ? seen->f.it.vlen : 0u,
                                     (unsigned long long)(deadline ? deadline - 1 : 0),
-                                    (unsigned long long)(seen->f.soft ? seen->f.soft - 1 : 0),
-                                    SC_W1_VERSION(seen->f.w1), seen->shard, seen->bucket, seen->slot, seen->lane, seen->page,
+                                    (unsigned long long)(seen->f.it.soft ? seen->f.it.soft - 1 : 0),
+                                    SC_W1_VERSION(seen->f.it.w1), seen->shard, seen->bucket, seen->slot, seen->lane, seen->page,
                                     seen->off, seen->freq, seen->birth_s, name);
     int r = row == NULL ? -1 : PyDict_SetItem((PyObject *)arg, sound ? PyTuple_GetItem(row, 0) : place, row);
     Py_XDECREF(row);
@@ -275,7 +278,7 @@ static PyObject *table_scan_meta(PyObject *o, PyObject *arg)
 
 static int visit_count(table_obj *self, sc_seen_t *seen, int state, const u8 *key, void *arg)
 {
-    if (state == SC_HIT && in_prefix(self, key, seen->f.klen))
+    if (state == SC_HIT && in_prefix(self, key, seen->f.it.klen))
         ++*(Py_ssize_t *)arg;
     return 0;
 }

@@ -14,7 +14,7 @@
 #define RC_PYERR (-100) /* a Python error is set */
 
 typedef struct {
-    PyObject *table_type, *miss, *dflt, *check_key, *lifetime, *check_number, *str_encode, *str_decode;
+    PyObject *table_type, *miss, *dflt, *check_key, *lifetime, *check_number, *str_encode, *str_decode, *str_fast;
     PyObject *Error, *KeyTooLong, *ValueTooLarge, *NoSpace, *LockTimeout, *GuardLost, *TooManyWorkers, *SegmentNotOurs,
         *NotANumber, *CounterOverflow, *NotSupported, *LayoutMismatch, *SegmentInvalid;
 } core_state;
@@ -32,7 +32,8 @@ typedef struct {
     core_state *st;
     PyObject *module; /* keeps st alive: a derived class has no module state */
     map_t *map;       /* NULL: not attached, or closed */
-    PyObject *codec;
+    PyObject *codec, *pack, *unpack; /* pack, unpack: the codec's fast pair, NULL until asked or without one */
+    int asked_fast;
     u8 *prefix;
     u32 prefix_len;
     i64 default_ttl_ms; /* -1: none */

@@ -106,6 +106,38 @@ int key_init(table_obj *self, PyObject *key, pykey *out)
     return 0;
 }
 
+/* A codec may offer a pair of callables that do its common case; asked once, at the first value that needs it. */
+static void ask_fast(table_obj *self)
+{
+    self->asked_fast = 1;
+    PyObject *pair = PyObject_CallMethodObjArgs(self->codec, self->st->str_fast, NULL);
+    if (pair == NULL) {
+        PyErr_Clear();
+        return;
+    }
+    if (PyTuple_Check(pair) && PyTuple_Size(pair) == 2) {
+        self->pack = Py_NewRef(PyTuple_GetItem(pair, 0));
+        self->unpack = Py_NewRef(PyTuple_GetItem(pair, 1));
+    }
+    Py_DECREF(pair);
+}
+
+static PyObject *decode(table_obj *self, u32 flags, PyObject *data)
+{
+    if (!self->asked_fast)
+        ask_fast(self);
+    if (self->unpack != NULL && flags == SC_T_CODEC) {
+        PyObject *value = PyObject_CallFunctionObjArgs(self->unpack, data, NULL);
+        if (value != NULL)
+            return value;
+        PyErr_Clear(); /* decode() does it another way, or words the error */
+    }
+    PyObject *number = PyLong_FromLong((long)flags);
+    PyObject *value = number ? PyObject_CallMethodObjArgs(self->codec, self->st->str_decode, number, data, NULL) : NULL;
+    Py_XDECREF(number);
+    return value;
+}
+
 int value_init(table_obj *self, PyObject *value, pyvalue *out)
 {
     sc_value_t *v = &out->v;
@@ -132,10 +164,26 @@ int value_init(table_obj *self, PyObject *value, pyvalue *out)
         PyErr_Clear(); /* a str with lone surrogates: the codec words the error */
         if (PyLong_CheckExact(value))
             v->num = PyLong_AsLongLongAndOverflow(value, &overflow);
+        PyObject *packed = NULL;
+        if (overflow && !PyLong_CheckExact(value) && !PyUnicode_CheckExact(value)) {
+            if (!self->asked_fast)
+                ask_fast(self);
+            if (self->pack != NULL && (packed = PyObject_CallFunctionObjArgs(self->pack, value, NULL)) == NULL) {
+                if (!PyErr_ExceptionMatches(PyExc_Exception))
+                    return -1;
+                PyErr_Clear(); /* encode() words the error */
+            }
+        }
         if (!overflow) {
             v->type = SC_T_INT;
             n = 8;
+        } else if (packed != NULL && PyBytes_CheckExact(packed)) {
+            v->type = SC_T_CODEC;
+            out->owner = packed;
+            v->p = PyBytes_AsString(packed);
+            n = PyBytes_Size(packed);
         } else {
+            Py_XDECREF(packed);
             PyObject *pair = PyObject_CallMethodObjArgs(self->codec, self->st->str_encode, value, NULL);
             if (pair == NULL)
                 return -1;
@@ -298,21 +346,23 @@ PyObject *read_value(table_obj *self, pykey *k, sc_found_t *f, int count, int gr
         sc_table_t *t = self->map->t;
         if (sc_get_begin(t, &k->k, f) != SC_HIT)
             return NULL;
-        if (SC_UNLIKELY(f->soft != 0) && !grace && f->soft <= sc_now(t))
-            return NULL;
-        u32 type = SC_TYPE(f->type);
+        if (SC_UNLIKELY(f->it.soft != 0) && !grace && f->it.soft <= sc_now(t)) {
+            if (sc_look(t, &k->k, f) != SC_HIT || (f->it.soft != 0 && f->it.soft <= sc_now(t)))
+                return NULL;
+        }
+        u32 type = SC_TYPE(f->it.type);
         u8 stack[1024];
         u8 *buf = stack;
         PyObject *bytes = NULL;
         if (type == SC_T_BYTES || type >= SC_T_BIGINT) {
-            if ((bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)f->vlen)) == NULL)
+            if ((bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)f->it.vlen)) == NULL)
                 return NULL;
             buf = (u8 *)PyBytes_AsString(bytes);
-        } else if (f->vlen > sizeof stack && (buf = (u8 *)PyMem_Malloc(f->vlen)) == NULL) {
+        } else if (f->it.vlen > sizeof stack && (buf = (u8 *)PyMem_Malloc(f->it.vlen)) == NULL) {
             return PyErr_NoMemory();
         }
         int rc;
-        if (SC_UNLIKELY(f->vlen >= BIG)) {
+        if (SC_UNLIKELY(f->it.vlen >= BIG)) {
             map_t *m = map_hold(self->map);
             Py_BEGIN_ALLOW_THREADS;
             rc = sc_get_finish(t, &k->k, f, buf, count);
@@ -337,7 +387,7 @@ PyObject *read_value(table_obj *self, pykey *k, sc_found_t *f, int count, int gr
             case SC_T_BYTES:
                 return bytes;
             case SC_T_STR:
-                value = PyUnicode_DecodeUTF8((const char *)buf, (Py_ssize_t)f->vlen, NULL);
+                value = PyUnicode_DecodeUTF8((const char *)buf, (Py_ssize_t)f->it.vlen, NULL);
                 if (value == NULL && PyErr_ExceptionMatches(PyExc_UnicodeDecodeError)) {
                     PyErr_Clear();
                     value = corrupt_as_miss(self);
@@ -347,7 +397,7 @@ PyObject *read_value(table_obj *self, pykey *k, sc_found_t *f, int count, int gr
                 value = PyLong_FromLongLong(f->num);
                 break;
             case SC_T_FLOAT:
-                if (f->vlen != 8) {
+                if (f->it.vlen != 8) {
                     corrupt_as_miss(self);
                     break;
                 }
@@ -363,13 +413,8 @@ PyObject *read_value(table_obj *self, pykey *k, sc_found_t *f, int count, int gr
             case SC_T_TRUE:
                 value = Py_NewRef(Py_True);
                 break;
-            default: {
-                PyObject *flags = PyLong_FromLong((long)f->type);
-                if (flags != NULL) {
-                    value = PyObject_CallMethodObjArgs(self->codec, self->st->str_decode, flags, bytes, NULL);
-                    Py_DECREF(flags);
-                }
-            }
+            default:
+                value = decode(self, f->it.type, bytes);
             }
         }
         Py_XDECREF(bytes);
@@ -469,7 +514,7 @@ static PyObject *table_get_grace(PyObject *o, PyObject *key)
     key_done(&k);
     if (v == NULL)
         return or_default(v, NULL);
-    int fresh = f.soft == 0 || self->map == NULL || f.soft > sc_now(self->map->t);
+    int fresh = f.it.soft == 0 || self->map == NULL || f.it.soft > sc_now(self->map->t);
     PyObject *pair = PyTuple_Pack(2, v, fresh ? Py_True : Py_False);
     Py_DECREF(v);
     return pair;
@@ -482,9 +527,9 @@ static int look(table_obj *self, PyObject *key, sc_found_t *f)
     if (key_init(self, key, &k) != 0)
         return -1;
     sc_table_t *t = self->map->t;
-    int rc = sc_get_begin(t, &k.k, f);
+    int rc = sc_look(t, &k.k, f);
     key_done(&k);
-    return rc == SC_HIT && (f->soft == 0 || f->soft > sc_now(t));
+    return rc == SC_HIT && (f->it.soft == 0 || f->it.soft > sc_now(t));
 }
 
 static PyObject *ttl_one(PyObject *o, PyObject *key)
@@ -494,7 +539,7 @@ static PyObject *ttl_one(PyObject *o, PyObject *key)
     int r = look(self, key, &f);
     if (r <= 0)
         return r < 0 ? NULL : Py_NewRef(Py_None);
-    u64 deadline = f.soft != 0 ? f.soft : SC_W1_DEADLINE(f.w1), now = sc_now(self->map->t);
+    u64 deadline = f.it.soft != 0 ? f.it.soft : SC_W1_DEADLINE(f.it.w1), now = sc_now(self->map->t);
     if (deadline == 0)
         return PyFloat_FromDouble(HUGE_VAL);
     if (deadline <= now)
@@ -517,12 +562,12 @@ static PyObject *counter_one(PyObject *o, PyObject *key)
         return NULL;
     for (int tries = 0; tries < READ_TRIES; tries++) {
         sc_table_t *t = self->map->t;
-        int rc = sc_get_begin(t, &k.k, &f);
-        if (rc == SC_HIT && f.soft != 0 && f.soft <= sc_now(t))
+        int rc = sc_look(t, &k.k, &f);
+        if (rc == SC_HIT && f.it.soft != 0 && f.it.soft <= sc_now(t))
             rc = SC_MISS;
-        if (rc == SC_HIT && SC_TYPE(f.type) != SC_T_INT) {
+        if (rc == SC_HIT && SC_TYPE(f.it.type) != SC_T_INT) {
             key_done(&k);
-            return raise_rc(self, SC_TYPE(f.type) == SC_T_BIGINT ? SC_OVERFLOW : SC_NOT_NUMBER, NULL);
+            return raise_rc(self, SC_TYPE(f.it.type) == SC_T_BIGINT ? SC_OVERFLOW : SC_NOT_NUMBER, NULL);
         }
         u64 num;
         if (rc == SC_HIT && (rc = sc_get_finish(t, &k.k, &f, &num, 1)) == SC_AGAIN)
@@ -868,7 +913,7 @@ static PyObject *table_pop(PyObject *o, args_t args, Py_ssize_t nargs, PyObject 
             r = raise_rc(self, rc, &k);
             break;
         }
-        if (SC_TYPE(f.type) == SC_T_INT && num != f.num) { /* an incr came between read and delete */
+        if (SC_TYPE(f.it.type) == SC_T_INT && num != f.num) { /* an incr came between read and delete */
             Py_DECREF(v);
             v = PyLong_FromLongLong(num);
         }

@@ -28,11 +28,8 @@ static u32 expire_bucket_guarded(sc_op_t *op, u32 b, u64 limit)
             sc_entry_dead(t, op->s, e) || !sc_item_load(t, op->s, SC_ENTRY_PAGE(e), SC_ENTRY_OFF(e), &it) ||
             !sc_expired(op, it.w1))
             continue;
-        u8 buf[SC_MAX_KEY];
-        u32 bb, ii; /* W2: an equal entry in the other bucket goes first */
-        u64 *first = sc_index_place_guarded(op, sc_item_keyhash(t, op->s, &it, buf), it.page, it.off, &bb, &ii);
-        if (first != NULL && first != p && SC_LD(p) == 0)
-            p = first;
+        if (!sc_index_only_guarded(op, p, &it))
+            continue; /* its twin is met in the other bucket, or in the next sweep */
         sc_drop_guarded(op, p, &it);
         op->s->soft->stat[SC_SS_EXPIRED]++;
         n++;
@@ -287,22 +284,11 @@ int sc_see(sc_table_t *t, u32 group, u32 where, u64 e, sc_seen_t *out, u8 *keybu
     out->life = m;
     out->lane = SC_LIFE_LANE(m);
     out->birth_s = SC_LD(&s->birth[page]);
-    sc_found_t *f = &out->f;
-    f->bucket = b;
-    f->slot = i;
-    f->entry = e;
-    f->life = m;
-    f->w0 = it.w0;
-    f->w1 = it.w1;
-    f->soft = it.soft;
-    f->page = page;
-    f->off = off;
-    f->klen = it.klen;
-    f->vlen = it.vlen;
-    f->flags = it.flags;
-    f->type = it.type;
-    f->voff = it.voff;
-    f->total = it.total;
+    out->f.it = it;
+    out->f.bucket = b;
+    out->f.slot = i;
+    out->f.entry = e;
+    out->f.life = m;
     u64 h = sc_hash(&t->secret, keybuf, it.klen, 0);
     u32 home = sc_home_of(h, t->n_buckets), tag = sc_tag_of(h);
     if (tag != SC_ENTRY_TAG(e) || sc_shard_of(h, t->n_shards) != shard ||

@@ -49,8 +49,9 @@ void sc_count(sc_table_t *t, int stat, u64 n)
 
 /* ---- reads ------------------------------------------------------------------------------------------------------ */
 
-/* Finds a key: one validated pass over its two buckets.  f is what was found; value bytes are copied by sc_get_finish. */
-int sc_get_begin(sc_table_t *t, const sc_key_t *k, sc_found_t *f)
+/* Finds a key in one pass over its two buckets.  f is what was found; value bytes are copied by sc_get_finish, which
+ * validates (R1); a caller that does not call it asks for `validated`.  A miss is always validated. */
+static inline int get_begin(sc_table_t *t, const sc_key_t *k, sc_found_t *f, int validated)
 {
     sc_shard_t *s = &t->shard[k->shard];
     for (u32 pass = 0; pass < PASSES_MOST; pass++) {
@@ -77,44 +78,32 @@ int sc_get_begin(sc_table_t *t, const sc_key_t *k, sc_found_t *f)
                     goto again;
                 if (SC_UNLIKELY(SC_LIFE_SEQ(m) <= SC_LD(&s->hard->flush_seq)))
                     continue;
-                sc_item_t it;
-                int sound = sc_item_load(t, s, page, off, &it);
-                int same = sound && it.klen == k->len && sc_item_key_is(t, s, &it, k->p);
-                i64 num = 0;
-                if (same && SC_TYPE(it.type) == SC_T_INT) {
-                    u64 *word = sc_item_word(t, s, &it, it.voff);
-                    if (word != NULL)
-                        num = (i64)SC_LD(word);
+                sc_item_t *it = &f->it;
+                int sound = sc_item_load(t, s, page, off, it);
+                int same = sound && it->klen == k->len && sc_item_key_is(t, s, it, k->p);
+                if (same && SC_TYPE(it->type) == SC_T_INT) {
+                    u64 *word = sc_item_word(t, s, it, it->voff);
+                    f->num = word != NULL ? (i64)SC_LD(word) : 0;
                 }
-                SC_FENCE_ACQ();
-                if (SC_UNLIKELY(SC_LD_ACQ(&bucket->entry[i]) != e || SC_LD(&s->life[page]) != m))
-                    goto again; /* R1 */
+                u64 deadline = same ? SC_W1_DEADLINE(it->w1) : 0;
+                int expired = deadline != 0 && deadline <= sc_clock_now_ms(&t->clock);
+                if (validated || !same || expired) {
+                    SC_FENCE_ACQ();
+                    if (SC_UNLIKELY(SC_LD_ACQ(&bucket->entry[i]) != e || SC_LD(&s->life[page]) != m))
+                        goto again; /* R1 */
+                }
                 if (SC_UNLIKELY(!sound)) {
                     sc_count(t, SC_ST_CORRUPT, 1);
                     continue;
                 }
                 if (!same)
                     continue;
-                u64 deadline = SC_W1_DEADLINE(it.w1);
-                if (deadline != 0 && deadline <= sc_clock_now_ms(&t->clock))
+                if (expired)
                     return SC_MISS;
                 f->bucket = b;
                 f->slot = i;
                 f->entry = e;
                 f->life = m;
-                f->w0 = it.w0;
-                f->w1 = it.w1;
-                f->soft = it.soft;
-                f->page = page;
-                f->off = off;
-                f->klen = it.klen;
-                f->vlen = it.vlen;
-                f->flags = it.flags;
-                f->type = it.type;
-                f->voff = it.voff;
-                f->total = it.total;
-                f->num = num;
-                f->passes = pass;
                 return SC_HIT;
             }
             if (k->b2 == k->b1)
@@ -129,39 +118,41 @@ int sc_get_begin(sc_table_t *t, const sc_key_t *k, sc_found_t *f)
     return SC_MISS;
 }
 
-/* Copies the value (f->vlen bytes, or 8 for a counter) to private memory, then validates place and content.
+int sc_get_begin(sc_table_t *t, const sc_key_t *k, sc_found_t *f) { return get_begin(t, k, f, 0); }
+int sc_look(sc_table_t *t, const sc_key_t *k, sc_found_t *f) { return get_begin(t, k, f, 1); }
+
+/* Copies the value (f->it.vlen bytes, or 8 for a counter) to private memory, then validates place and content.
  * SC_AGAIN: begin anew.  SC_MISS: the check does not match.  count: raise the use bit. */
 int sc_get_finish(sc_table_t *t, const sc_key_t *k, sc_found_t *f, void *value, int count)
 {
     sc_shard_t *s = &t->shard[k->shard];
     sc_bucket_t *bucket = &s->buckets[f->bucket];
-    sc_item_t it = {f->w0, f->w1, f->soft, f->page, f->off, f->klen, f->vlen, f->flags, f->type, f->voff, f->total};
     u32 check = 0;
-    if (SC_LIKELY(sc_item_flat(t, &it))) {
-        const u8 *p = sc_at(t, s, f->page, f->off);
-        sc_copy(value, p + f->voff, f->vlen);
+    if (SC_LIKELY(sc_item_flat(t, &f->it))) {
+        const u8 *p = sc_at(t, s, f->it.page, f->it.off);
+        sc_copy(value, p + f->it.voff, f->it.vlen);
         if (t->full)
-            check = SC_LD((const u32 *)(const void *)(p + f->total - 4));
-    } else if (!sc_item_gather(t, s, &it, f->voff, value, f->vlen) ||
-               (t->full && !sc_item_gather(t, s, &it, f->total - 4, &check, 4))) {
+            check = SC_LD((const u32 *)(const void *)(p + f->it.total - 4));
+    } else if (!sc_item_gather(t, s, &f->it, f->it.voff, value, f->it.vlen) ||
+               (t->full && !sc_item_gather(t, s, &f->it, f->it.total - 4, &check, 4))) {
         check = 0; /* a chain that leaves the segment: torn, or rot; the comparison below tells which */
-        f->total = 0;
+        f->it.total = 0;
     }
     SC_FENCE_ACQ();
-    if (SC_UNLIKELY(SC_LD_ACQ(&bucket->entry[f->slot]) != f->entry || SC_LD(&s->life[f->page]) != f->life))
+    if (SC_UNLIKELY(SC_LD_ACQ(&bucket->entry[f->slot]) != f->entry || SC_LD(&s->life[f->it.page]) != f->life))
         return SC_AGAIN; /* R1 */
-    u64 hm = sc_header_mix(&t->secret, k->h, f->w0, f->soft);
-    u32 place = sc_place_mix(&t->secret, f->life, f->page, f->off);
-    int ok = f->total != 0;
+    u64 hm = sc_header_mix(&t->secret, k->h, f->it.w0, f->it.soft);
+    u32 place = sc_place_mix(&t->secret, f->life, f->it.page, f->it.off);
+    int ok = f->it.total != 0;
     if (t->full)
-        ok = ok && check == (sc_content_mix(&t->secret, hm, sc_value_hash(&t->secret, f->type, value, f->vlen)) ^ place);
+        ok = ok && check == (sc_content_mix(&t->secret, hm, sc_value_hash(&t->secret, f->it.type, value, f->it.vlen)) ^ place);
     else
-        ok = ok && SC_W0_HCHECK(f->w0) == (((u32)(hm >> 56) ^ place) & 0xFFu);
+        ok = ok && SC_W0_HCHECK(f->it.w0) == (((u32)(hm >> 56) ^ place) & 0xFFu);
     if (SC_UNLIKELY(!ok)) {
         sc_count(t, SC_ST_CORRUPT, 1);
         return SC_MISS;
     }
-    if (SC_TYPE(f->type) == SC_T_INT)
+    if (SC_TYPE(f->it.type) == SC_T_INT)
         memcpy(&f->num, value, 8);
     if (count && !t->readonly) {
         u8 freq = SC_LD(&bucket->freq[f->slot]);
@@ -175,11 +166,11 @@ int sc_get_finish(sc_table_t *t, const sc_key_t *k, sc_found_t *f, void *value, 
 sc_token_t sc_token_of(const sc_table_t *t, const sc_key_t *k, const sc_found_t *f, const void *value)
 {
     sc_token_t tok;
-    u64 hm = sc_header_mix(&t->secret, k->h, f->w0, f->soft);
-    tok.hi = ((u64)SC_W1_VERSION(f->w1) << 8) | f->type;
-    tok.lo = SC_TYPE(f->type) == SC_T_INT ? (u64)f->num
+    u64 hm = sc_header_mix(&t->secret, k->h, f->it.w0, f->it.soft);
+    tok.hi = ((u64)SC_W1_VERSION(f->it.w1) << 8) | f->it.type;
+    tok.lo = SC_TYPE(f->it.type) == SC_T_INT ? (u64)f->num
                                           : sc_content_mix(&t->secret, hm,
-                                                           sc_value_hash(&t->secret, f->type, value, f->vlen));
+                                                           sc_value_hash(&t->secret, f->it.type, value, f->it.vlen));
     return tok;
 }
 
@@ -440,9 +431,14 @@ int sc_touch(sc_table_t *t, const sc_key_t *k, u64 deadline, const sc_cond_t *co
             rc = SC_AGAIN;
         } else {
             u64 *w1 = (u64 *)(void *)sc_at(t, op.s, old.page, old.off) + 1;
+            /* The coarse code may name too early a time, never none: else a kill in between hides the item from the sweep. */
+            u64 marked = (e & ~0xFFull) | sc_coarse_of(t, deadline);
+            if (deadline != 0)
+                SC_ST_REL(entry, marked);
+            SC_CRASHPOINT(touch_marked);
             SC_ST_REL(w1, SC_W1(deadline, SC_W1_VERSION(old.w1))); /* COMMIT */
             SC_CRASHPOINT(touched);
-            SC_ST_REL(entry, (e & ~0xFFull) | sc_coarse_of(t, deadline));
+            SC_ST_REL(entry, marked);
             SC_BARRIER();
             op.s->soft->stat[SC_SS_TOUCHES]++;
             rc = SC_OK;

@@ -83,13 +83,18 @@ typedef struct {
     u64 deadline, soft; /* ms since birth; 0 = never, none */
 } sc_value_t;
 
-/* One item as found by a reader: where it lies and its header, from one validated pass. */
+/* An item as a guard holder, or a reader before validation, sees it. */
 typedef struct {
-    u32 bucket, slot;
-    u64 entry, life, w0, w1, soft;
+    u64 w0, w1, soft;
     u32 page, off, klen, vlen, flags, type, voff, total;
+} sc_item_t;
+
+/* One item as found by a reader: where it stands in the index and its header, from one validated pass. */
+typedef struct {
+    sc_item_t it;
+    u64 entry, life;
     i64 num; /* type INT: the number at the time of the pass */
-    u32 passes;
+    u32 bucket, slot;
 } sc_found_t;
 
 typedef struct {
@@ -107,7 +112,8 @@ typedef struct {
 
 /* ---- table.c: reads (no guard, no system call) and writes --------------------------------------------------------- */
 void sc_key_init(const sc_table_t *t, sc_key_t *k, const void *p, u32 len);
-int sc_get_begin(sc_table_t *t, const sc_key_t *k, sc_found_t *f);
+int sc_get_begin(sc_table_t *t, const sc_key_t *k, sc_found_t *f); /* sc_get_finish validates */
+int sc_look(sc_table_t *t, const sc_key_t *k, sc_found_t *f);      /* validated: presence, header, lifetime */
 int sc_get_finish(sc_table_t *t, const sc_key_t *k, sc_found_t *f, void *value, int count);
 void sc_count(sc_table_t *t, int stat, u64 n);
 sc_token_t sc_token_of(const sc_table_t *t, const sc_key_t *k, const sc_found_t *f, const void *value);
