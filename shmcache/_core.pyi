@@ -1,6 +1,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from typing_extensions import disjoint_base
+
 from .arguments import Key, Ttl
 
 LAYOUT_VERSION: Final[int]
@@ -34,15 +36,15 @@ def undo_probe(sem_id: int, number: int, /) -> bool | None: ...
 def lifecycle_enter(sem_id: int, seconds: float, /) -> bool: ...
 def lifecycle_leave(sem_id: int, /) -> None: ...
 
+@disjoint_base
 class Table:
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
     @property
     def _attached(self) -> bool: ...
-    @property
-    def _readonly(self) -> bool: ...
+    _readonly: bool
+    _n_groups: int
     @property
     def _lost(self) -> bool: ...
-    @property
-    def _n_groups(self) -> int: ...
     def _attach(
         self,
         fd: int,

@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import grp
 import os
-import pwd
 import secrets
 import stat
 import time
@@ -41,6 +39,7 @@ from .catalog import (
     shm_path,
 )
 from .errors import LayoutMismatch, NoSpace, NotSupported, SegmentInvalid, SegmentNotOurs, ShmCacheError
+from .wish import Wish, check_header, refuse_mode, refuse_owner
 
 __all__ = ["Attachment", "forget_anon", "last_of_anon", "open_segment", "remove", "unlink"]
 
@@ -50,8 +49,6 @@ PATIENCE: Final = 10.0
 """Seconds an opener waits for a creator that is alive."""
 IPC_CREAT: Final = 0o1000
 IPC_EXCL: Final = 0o2000
-FORMS: Final = {"posix": _core.FORM_POSIX, "sysv": _core.FORM_SYSV, "anon": _core.FORM_ANON}
-GUARDS: Final = {"semaphore": _core.GUARD_SEMAPHORE, "fast": _core.GUARD_FAST}
 _RETRY: Final = (errno.EIDRM, errno.EINVAL, errno.EEXIST, errno.ENOENT)
 
 
@@ -91,182 +88,9 @@ def require_packages(form: str) -> None:
         _package(name)
 
 
-def user_ids(owner: str | None, group: str | None) -> tuple[int, int]:
-    """(uid, gid) of `owner=user[:group]` and `group=`, names or numbers; -1 where not given. ValueError for unknown ones."""
-    uid = gid = -1
-    user, _, group_part = (owner or "").partition(":")
-    try:
-        if user:
-            entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
-            uid, gid = entry.pw_uid, entry.pw_gid
-    except KeyError:
-        if not user.isdigit():
-            raise ValueError(f"owner: a known user wanted, {user!r} found") from None
-        uid = gid = int(user)
-    for part in filter(None, (group_part, group)):
-        try:
-            gid = int(part) if part.isdigit() else grp.getgrnam(part).gr_gid
-        except KeyError:
-            raise ValueError(f"group: a known group wanted, {part!r} found") from None
-    return uid, gid
-
-
-def _ipc_namespace() -> int:
-    try:
-        return os.stat("/proc/self/ns/ipc").st_ino
-    except OSError:
-        return 0
-
-
-def _boot_id() -> bytes:
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as f:
-            return bytes.fromhex(f.read().strip().replace("-", ""))
-    except (OSError, ValueError):
-        return bytes(16)
-
-
-def options_of(header: dict[str, Any]) -> dict[str, Any]:
-    """The options that make a segment like this one."""
-    flags = header["flags"]
-    return {
-        "size": header["size"],
-        "buckets": header["n_buckets"] * header["n_shards"],
-        "item_size": header["item_size"],
-        "guards": header["n_shards"],
-        "workers": header["n_workers"],
-        "max_value": header["max_value"],
-        "guard": "fast" if header["guard_kind"] == _core.GUARD_FAST else "semaphore",
-        "clean_period": header["clean_period_ms"] / 1000,
-        "default_ttl": header["default_ttl_ms"] / 1000,
-        "integrity": "header" if flags & _core.FLAG_HEADER_ONLY else "full",
-        "eviction": "none" if flags & _core.FLAG_NO_EVICT else "auto",
-        "secure_delete": bool(flags & _core.FLAG_SECURE),
-    }
-
-
-# -- what an opener wants ------------------------------------------------------------------------------------------------------
-
-
-class Wish:
-    """The options of one open call, with what they mean for creating and for comparing."""
-
-    def __init__(self, form: str, name: str, options: dict[str, Any], like: dict[str, Any] | None = None) -> None:
-        self.form, self.name, self.options = form, name, options
-        self.making = {**(options_of(like) if like else {}), **options}
-        self.mode: str = options.get("mode", "c")
-        self.perms: int = options.get("perms", 0o600)
-        self.uid, self.gid = user_ids(options.get("owner"), options.get("group"))
-        euid = os.geteuid()
-        if euid != 0 and self.uid not in (-1, euid):
-            raise ValueError(f"owner: {euid} (only root gives a segment away) wanted, {self.uid} found")
-        self.owners = {euid} | set(options.get("owners", ())) | ({self.uid} if self.uid >= 0 else set())
-        self.plan = _core.plan({**self._geometry(self.making), "size": self.making.get("size", 64 << 20)})
-
-    @staticmethod
-    def _geometry(options: dict[str, Any]) -> dict[str, int]:
-        return {k: options[k] for k in ("buckets", "item_size", "guards", "max_value", "workers") if k in options}
-
-    def fields(self, sem_id: int, sem_key: int, shm_key: int, undo: bool) -> dict[str, Any]:
-        """What the header says of a new segment."""
-        o = self.making
-        guard = o.get("guard", "auto")
-        if guard == "auto":
-            guard = "fast" if undo else "semaphore"
-        if not undo:
-            raise NotSupported("guard: SEM_UNDO that the kernel applies at process death wanted, none found on this system")
-        flags = _core.FLAG_UNDO_WORKS
-        flags |= _core.FLAG_HEADER_ONLY if o.get("integrity", "full") == "header" else 0
-        flags |= _core.FLAG_NO_EVICT if o.get("eviction", "auto") == "none" else 0
-        flags |= _core.FLAG_SECURE if o.get("secure_delete", False) else 0
-        euid, egid = os.geteuid(), os.getegid()
-        return {
-            **self._geometry(o),
-            "size": o.get("size", 64 << 20),
-            "guard_kind": GUARDS[guard],
-            "flags": flags,
-            "clean_period_ms": round(o.get("clean_period", 600.0) * 1000),
-            "default_ttl_ms": round((o.get("default_ttl") or 0) * 1000),
-            "hash_key": secrets.token_bytes(16),
-            "uuid": secrets.token_bytes(16),
-            "boot_id": _boot_id(),
-            "ipc_ns": _ipc_namespace(),
-            "created_ns": time.time_ns(),
-            "creator_pid": os.getpid(),
-            "creator_uid": euid,
-            "owner_uid": self.uid if self.uid >= 0 else euid,
-            "owner_gid": self.gid if self.gid >= 0 else egid,
-            "perms": self.perms,
-            "form": FORMS[self.form],
-            "sem_key": sem_key,
-            "sem_id": sem_id,
-            "sem_ctime": _core.sem_stat(sem_id)["ctime"],
-            "shm_key": shm_key,
-            "name": full_name(self.form, self.name),
-        }
-
-    def compare(self, header: dict[str, Any]) -> None:
-        """LayoutMismatch where an option that was given differs from the segment. Geometry is compared after rounding."""
-        o, flags = self.options, header["flags"]
-        rounded = _core.plan({**self._geometry(o), "size": header["size"], "guards": o.get("guards", header["n_shards"])})
-        seconds = header["clean_period_ms"] / 1000
-        pairs: list[tuple[str, object, object]] = [
-            ("size", self.plan["size"], header["size"]),
-            ("guards", o.get("guards"), header["n_shards"]),
-            ("buckets", rounded["n_buckets"] * rounded["n_shards"], header["n_buckets"] * header["n_shards"]),
-            ("item_size", o.get("item_size"), header["item_size"]),
-            ("max_value", o.get("max_value"), header["max_value"]),
-            ("workers", o.get("workers"), header["n_workers"]),
-            ("clean_period", o.get("clean_period"), seconds),
-            ("integrity", o.get("integrity"), "header" if flags & _core.FLAG_HEADER_ONLY else "full"),
-            ("eviction", o.get("eviction"), "none" if flags & _core.FLAG_NO_EVICT else "auto"),
-            ("secure_delete", o.get("secure_delete"), bool(flags & _core.FLAG_SECURE)),
-        ]
-        if o.get("guard", "auto") != "auto":
-            pairs.append(("guard", o["guard"], "fast" if header["guard_kind"] == _core.GUARD_FAST else "semaphore"))
-        for what, wanted, found in pairs:
-            if what in o and wanted != found:
-                raise LayoutMismatch(
-                    f"segment {header['name']}: {what}={wanted} wanted, {found} found (options not given are taken from the "
-                    "segment; to change one, unlink the segment first)"
-                )
-
-
-def _refuse_owner(what: str, uid: int, wish: Wish, creator: int | None = None) -> None:
-    if wish.mode == "r":
-        return
-    if uid not in wish.owners:
-        raise SegmentNotOurs(
-            f"{what}: owner uid {' or '.join(map(str, sorted(wish.owners)))} wanted, {uid} found; a server that drops "
-            "privileges opens with owner=user, others name trusted users with owners=, mode=r looks only"
-        )
-    if creator is not None and creator not in wish.owners | {0}:
-        raise SegmentNotOurs(f"{what}: creator uid 0 or an owner wanted, {creator} found")
-
-
-def _refuse_mode(what: str, mode: int, wish: Wish) -> None:
-    if mode & 0o002 and wish.mode != "r" and not ("perms" in wish.options and wish.perms & 0o002):
-        raise SegmentNotOurs(f"{what}: permissions without write for all (0{wish.perms:o}) wanted, 0{mode & 0o777:o} found")
-
-
-def _check_header(header: dict[str, Any], wish: Wish) -> None:
-    """That the header is of the segment asked for, of this boot and this IPC namespace."""
-    name = full_name(wish.form, wish.name)
-    if header["name"] != name:
-        raise SegmentInvalid(f"segment {name}: name {name!r} in its header wanted, {header['name']!r} found")
-    if wish.mode == "r":
-        return
-    here, boot = _ipc_namespace(), _boot_id()
-    if header["ipc_ns"] and here and header["ipc_ns"] != here:
-        raise SegmentInvalid(f"segment {name}: IPC namespace {here} wanted, {header['ipc_ns']} found; its semaphores are there")
-    if header["boot_id"] != boot:
-        raise SegmentInvalid(f"segment {name}: boot id {boot.hex()} wanted, {header['boot_id'].hex()} found")
-    wish.compare(header)
-
-
 def _header_sem(header: dict[str, Any], wish: Wish) -> int:
     """The set the header names, if it is that very set; -1 in mode r without it."""
-    what, sem_id = f"semaphores of segment {header['name']}", header["sem_id"]
+    what, sem_id = f"semaphores of segment {header['name']}", int(header["sem_id"])
     try:
         found = _core.sem_stat(sem_id)
     except OSError as error:
@@ -279,12 +103,12 @@ def _header_sem(header: dict[str, Any], wish: Wish) -> int:
         ) from error
     wanted = {"n_sems": header["n_sems"], "ctime": header["sem_ctime"], "key": header["sem_key"]}
     for key, value in wanted.items():
-        if key != "key" and found[key] != value:
+        if found[key] != value:
             if wish.mode == "r":
                 return -1
             raise SegmentInvalid(f"{what}: {key} {value} wanted, {found[key]} found: the set was replaced; `shmcache rm`")
-    _refuse_owner(what, found["uid"], wish, found["cuid"])
-    _refuse_mode(what, found["mode"], wish)
+    refuse_owner(what, found["uid"], wish, found["cuid"])
+    refuse_mode(what, found["mode"], wish)
     return sem_id
 
 
@@ -316,7 +140,8 @@ def _find_set(wish: Wish, n_sems: int) -> tuple[int, int]:
     if not free:
         raise SegmentNotOurs(f"semaphores of segment {wish.name}: a free key among {PROBES} from 0x{base:x} wanted, none found")
     try:
-        return _core.sem_get(free, n_sems, IPC_CREAT | IPC_EXCL | wish.perms), free
+        made: int = _core.sem_get(free, n_sems, IPC_CREAT | IPC_EXCL | wish.perms)
+        return made, free
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise NoSpace(
@@ -333,7 +158,7 @@ def _elected(wish: Wish, until: float) -> Iterator[tuple[int, int]]:
     while not _core.lifecycle_enter(sem_id, 0.25):
         if time.monotonic() > until:
             raise ShmCacheError(
-                f"segment {wish.name}: its creator to finish within {PATIENCE:g} s wanted, semaphore set {sem_id} still held found"
+                f"segment {wish.name}: its creator to finish within {PATIENCE:g} s wanted, set {sem_id} still held found"
             )
     try:
         if _core.sem_stat(sem_id)["n_sems"] != n_sems:
@@ -376,12 +201,12 @@ def _attach_posix(wish: Wish) -> Attachment | None:
         st = os.fstat(fd)
         if not stat.S_ISREG(st.st_mode):
             raise SegmentNotOurs(f"{what}: a regular file wanted, file type 0{stat.S_IFMT(st.st_mode):o} found")
-        _refuse_owner(what, st.st_uid, wish)
-        _refuse_mode(what, st.st_mode, wish)
+        refuse_owner(what, st.st_uid, wish)
+        refuse_mode(what, st.st_mode, wish)
         header = _core.read_header(fd, -1, st.st_size)
         if header["size"] != st.st_size:
             raise SegmentInvalid(f"{what}: {header['size']} bytes as in its header wanted, {st.st_size} found")
-        _check_header(header, wish)
+        check_header(header, wish)
         return Attachment("posix", wish.name, st.st_size, _header_sem(header, wish), header, fd=fd, path=path)
     except BaseException:
         os.close(fd)
@@ -444,12 +269,12 @@ def _find_sysv(wish: Wish) -> tuple[int, int, dict[str, Any] | None, int]:
             if error.errno == errno.EACCES:
                 if explicit_key(wish.name) is None and free == 0:
                     continue
-                raise SegmentNotOurs(f"{what}: a segment that uid {os.geteuid()} may use wanted, key 0x{key:x} refused") from error
+                raise SegmentNotOurs(f"{what}: a segment that uid {os.geteuid()} may use wanted, 0x{key:x} refused") from error
             if error.errno in _RETRY:
                 return _find_sysv(wish)
             raise
-        _refuse_owner(what, found["uid"], wish, found["cuid"])
-        _refuse_mode(what, found["mode"], wish)
+        refuse_owner(what, found["uid"], wish, found["cuid"])
+        refuse_mode(what, found["mode"], wish)
         try:
             header = _core.read_header(-1, shm_id, found["size"])
         except SegmentInvalid as error:
@@ -469,7 +294,7 @@ def _attach_sysv(wish: Wish) -> Attachment | None:
     shm_id, _, header, size = _find_sysv(wish)
     if shm_id < 0 or header is None:
         return None
-    _check_header(header, wish)
+    check_header(header, wish)
     return Attachment("sysv", wish.name, size, _header_sem(header, wish), header, shm_id=shm_id)
 
 

@@ -322,9 +322,9 @@ def test_random_kills_lose_nothing(form, guard, unique_name):
             ledger.set(f"{me}/{i}", version)
 
     workers = {in_child(lambda me=me: worker(me)): me for me in range(4)}
-    rng, until, kills = random.Random(1), time.monotonic() + 3, 0
+    rng, kills = random.Random(1), 0
     try:
-        while time.monotonic() < until:
+        while kills < 150:
             time.sleep(rng.uniform(0.001, 0.006))
             pid = rng.choice(list(workers))
             os.kill(pid, signal.SIGKILL)
@@ -344,7 +344,6 @@ def test_random_kills_lose_nothing(form, guard, unique_name):
         for pid in workers:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-    assert kills > 50
     for i in range(n_keys):
         acknowledged, started = ledger.get(f"{i % 4}/{i}") or 0, ledger.get(f"started {i % 4}/{i}") or 0
         assert acknowledged <= (cache.get(f"k{i}") or [0])[0] <= started

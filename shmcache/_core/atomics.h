@@ -55,6 +55,14 @@ static inline int sc_same(const void *a, const void *b, size_t n)
     return same;
 }
 
+/* The same where a forged chain can make source and target one. */
+static inline void sc_move(void *dst, const void *src, size_t n)
+{
+    SC_BARRIER();
+    memmove(dst, src, n);
+    SC_BARRIER();
+}
+
 /* Places where tests stop or kill a writer; nothing in a product build. */
 #ifdef SC_TEST_CRASHPOINTS
 extern void sc_crashpoint(const char *name);

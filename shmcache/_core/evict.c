@@ -123,11 +123,11 @@ void sc_account_dead_guarded(sc_op_t *op, u32 page, const sc_item_t *it)
     sc_soft_t *soft = op->s->soft;
     u32 lane = SC_LIFE_LANE(SC_LD(&op->s->life[page]));
     if (lane < SC_N_LANES) {
-        soft->dead[lane] += it->total;
-        soft->live[lane] -= it->total;
+        sc_hint_add(&soft->dead[lane], it->total);
+        sc_hint_add(&soft->live[lane], -(i64)it->total);
     }
-    soft->n_items--;
-    soft->live_bytes -= (i64)it->klen + it->vlen;
+    sc_hint_add(&soft->n_items, -1);
+    sc_hint_add(&soft->live_bytes, -((i64)it->klen + it->vlen));
 }
 
 /* ---- one step of a head ----------------------------------------------------------------------------------------- */
@@ -284,8 +284,8 @@ static int step_guarded(sc_op_t *op, u32 lane, int mode)
                 sc_item_wipe_guarded(op, it.page, it.off);
             op->moved_items++;
             op->moved_bytes += it.total;
-            s->soft->live[lane] -= it.total;
-            s->soft->live[to] += it.total;
+            sc_hint_add(&s->soft->live[lane], -(i64)it.total);
+            sc_hint_add(&s->soft->live[to], it.total);
             s->soft->stat[SC_SS_RELOCATED]++;
             s->soft->stat[SC_SS_BYTES_MOVED] += it.total;
             goto pass;

@@ -285,7 +285,7 @@ void sc_heap_write_guarded(sc_op_t *op, sc_room_t *r, const void *src, u32 n)
                 return; /* somebody scribbled over the chain made a moment ago; the check will not match */
         }
         u32 room = op->t->page_size - r->cur_off, step = n < room ? n : room;
-        sc_copy(sc_at(op->t, op->s, r->cur_page, r->cur_off), p, step);
+        sc_move(sc_at(op->t, op->s, r->cur_page, r->cur_off), p, step);
         p += step;
         n -= step;
         r->cur_off += step;

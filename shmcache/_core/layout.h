@@ -186,6 +186,9 @@ typedef struct {
 } sc_soft_t;
 static_assert(sizeof(sc_soft_t) == 512, "layout v1");
 
+/* Sums of hints wrap: what a segment holds may be rotten. */
+static inline void sc_hint_add(i64 *hint, i64 n) { *hint = (i64)((u64)*hint + (u64)n); }
+
 typedef struct {
     u64 hash;      /* hash of the lease's name */
     u64 owner;     /* slot:12 | generation:19 | nonce:33; 0 = free; written last: COMMIT */

@@ -69,10 +69,10 @@ static void recount_bucket(sc_table_t *t, sc_shard_t *s, u32 b)
             !sc_item_load(t, s, SC_ENTRY_PAGE(e), SC_ENTRY_OFF(e), &it))
             continue;
         u32 lane = SC_LIFE_LANE(SC_LD(&s->life[it.page]));
-        soft->acc_items++;
-        soft->acc_bytes += (i64)it.klen + it.vlen;
+        sc_hint_add(&soft->acc_items, 1);
+        sc_hint_add(&soft->acc_bytes, (i64)it.klen + it.vlen);
         if (lane < SC_N_LANES)
-            soft->acc_live[lane] += it.total;
+            sc_hint_add(&soft->acc_live[lane], it.total);
         if (soft->acc_most < (it.total >> t->page_shift) + 2u)
             soft->acc_most = (it.total >> t->page_shift) + 2u;
     }
@@ -83,7 +83,7 @@ static void recount_bucket(sc_table_t *t, sc_shard_t *s, u32 b)
     soft->live_bytes = soft->acc_bytes;
     soft->most_pages = soft->acc_most;
     for (u32 lane = 0; lane < SC_N_LANES; lane++) {
-        i64 most = ((i64)soft->n_pages[lane] << t->page_shift) - soft->acc_live[lane];
+        i64 most = (i64)(((u64)soft->n_pages[lane] << t->page_shift) - (u64)soft->acc_live[lane]);
         soft->live[lane] = soft->acc_live[lane];
         if (soft->dead[lane] > most)
             soft->dead[lane] = most > 0 ? most : 0;

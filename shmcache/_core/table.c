@@ -325,11 +325,11 @@ static int store_guarded(sc_op_t *op, const sc_key_t *k, const sc_value_t *v, u6
         }
     }
     sc_mean_add(op, total);
-    s->soft->live[lane] += total;
+    sc_hint_add(&s->soft->live[lane], total);
     if (s->soft->most_pages < (total >> t->page_shift) + 2u)
         s->soft->most_pages = (total >> t->page_shift) + 2u;
-    s->soft->n_items++;
-    s->soft->live_bytes += (i64)k->len + vlen;
+    sc_hint_add(&s->soft->n_items, 1);
+    sc_hint_add(&s->soft->live_bytes, (i64)k->len + vlen);
     s->soft->stat[SC_SS_BYTES_SET] += total;
     return SC_OK;
 }
@@ -506,7 +506,7 @@ int sc_clear_shard(sc_table_t *t, u32 shard, i64 wait_ns)
     s->soft->n_items = 0;
     s->soft->live_bytes = 0;
     for (u32 lane = 0; lane < SC_N_LANES; lane++) {
-        s->soft->dead[lane] += s->soft->live[lane];
+        sc_hint_add(&s->soft->dead[lane], s->soft->live[lane]);
         s->soft->live[lane] = 0;
     }
     s->soft->stat[SC_SS_CLEARS]++;

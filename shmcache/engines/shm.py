@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-from .. import _core, segment, url
+from .. import _core, segment, url, wish
 from ..codec import PickleCodec, codec_option, get_codec
 from ..engine import Capability, Engine
 from ..errors import GuardLost, NotSupported
@@ -23,7 +23,7 @@ __all__ = ["ShmEngine"]
 def _uids(name: str, value: Any) -> tuple[int, ...]:
     """User names or numbers, `,`-separated or as an iterable."""
     parts = value.split(",") if isinstance(value, str) else list(value)
-    return tuple(segment.user_ids(str(part), None)[0] for part in parts if str(part))
+    return tuple(wish.user_ids(str(part), None)[0] for part in parts if str(part))
 
 
 _COUNT = url.size(1)
@@ -76,6 +76,11 @@ class ShmEngine(_core.Table, Engine):
         | Capability.TTL | Capability.TOUCH | Capability.APPEND | Capability.ITERATE | Capability.LOCK | Capability.GRACE
         | Capability.SHARED
     )  # fmt: skip
+
+    _form: str
+    _name: str
+    _options: dict[str, Any]
+    _attachment: segment.Attachment
 
     @classmethod
     def from_url(cls, url: Url, **options: Any) -> Self:
