@@ -133,13 +133,11 @@ void sc_account_dead_guarded(sc_op_t *op, u32 page, const sc_item_t *it)
 /* ---- one step of a head ----------------------------------------------------------------------------------------- */
 
 /* A header at the head that cannot be an item: rot.  The index knows where the next item of the lane begins. */
-static void resync_guarded(sc_op_t *op, u32 lane)
+static void resync_guarded(sc_op_t *op, u32 lane, const sc_lane_t *l)
 {
     sc_table_t *t = op->t;
     sc_shard_t *s = op->s;
-    u64 head = s->hard->head[lane], tail = s->hard->tail[lane];
-    u64 seq0 = SC_LIFE_SEQ(SC_LD(&s->life[SC_POS_PAGE(head)])), seq1 = SC_LIFE_SEQ(SC_LD(&s->life[SC_POS_PAGE(tail)]));
-    u64 best_seq = seq1, best = tail;
+    u64 seq0 = l->seq, seq1 = l->tail_seq, best_seq = seq1, best = SC_POS(l->tail_page, l->tail_off);
     for (u32 b = 0; b < t->n_buckets; b++)
         for (u32 i = 0; i < SC_N_SLOTS; i++) {
             u64 e = SC_LD(&s->buckets[b].entry[i]);
@@ -149,7 +147,7 @@ static void resync_guarded(sc_op_t *op, u32 lane)
             u64 m = SC_LD(&s->life[page]), seq = SC_LIFE_SEQ(m);
             if (SC_LIFE_LANE(m) != lane || seq < seq0 || seq > seq1)
                 continue;
-            if (seq == seq0 && off <= SC_POS_OFF(head)) {
+            if (seq == seq0 && off <= l->off) {
                 SC_ST_REL(&s->buckets[b].entry[i], 0); /* the rotten item itself, or one before the head (I5) */
                 continue;
             }
@@ -165,24 +163,25 @@ static void resync_guarded(sc_op_t *op, u32 lane)
 }
 
 /* Moves the head of a lane past n bytes; 0 if the chain of pages makes no sense. */
-static int head_pass(sc_op_t *op, u32 lane, u32 n)
+static int head_pass(sc_op_t *op, u32 lane, const sc_lane_t *l, u32 n)
 {
     sc_table_t *t = op->t;
     sc_shard_t *s = op->s;
-    u64 head = s->hard->head[lane], tail = s->hard->tail[lane];
-    u32 page = SC_POS_PAGE(head), tail_page = SC_POS_PAGE(tail), crossed = 0;
-    u64 pos = (u64)SC_POS_OFF(head) + n;
-    while (pos >= t->page_size && page != tail_page) {
+    u32 page = l->page, crossed = 0;
+    u64 pos = (u64)l->off + n, seq = l->seq;
+    while (pos >= t->page_size && page != l->tail_page) {
         u32 q = SC_LD(&s->next[page]);
-        if (q >= t->n_pages || SC_LIFE_LANE(SC_LD(&s->life[q])) != lane ||
-            SC_LIFE_SEQ(SC_LD(&s->life[q])) <= SC_LIFE_SEQ(SC_LD(&s->life[page])) ||
-            SC_LIFE_SEQ(SC_LD(&s->life[q])) > SC_LIFE_SEQ(SC_LD(&s->life[tail_page])))
+        if (q >= t->n_pages)
             return 0;
+        u64 m = SC_LD(&s->life[q]);
+        if (SC_LIFE_LANE(m) != lane || SC_LIFE_SEQ(m) <= seq || SC_LIFE_SEQ(m) > l->tail_seq)
+            return 0;
+        seq = SC_LIFE_SEQ(m);
         page = q;
         pos -= t->page_size;
         crossed++;
     }
-    if (page == tail_page && pos > SC_POS_OFF(tail))
+    if (page == l->tail_page && pos > l->tail_off)
         return 0;
     SC_CRASHPOINT(before_head);
     SC_ST_REL(&s->hard->head[lane], SC_POS(page, (u32)pos)); /* COMMIT: every page left behind is free */
@@ -200,15 +199,13 @@ static void passed_dead(sc_op_t *op, u32 lane, u32 total)
 }
 
 /* The item at the head of a lane; 1 item, 0 nothing (the lane was empty, a pad, or rot: dealt with), -1 no lane. */
-static int head_item(sc_op_t *op, u32 lane, sc_item_t *it)
+static int head_item(sc_op_t *op, u32 lane, sc_lane_t *l, sc_item_t *it)
 {
     sc_table_t *t = op->t;
     sc_shard_t *s = op->s;
-    if (!sc_lane_ok_guarded(t, s, lane))
+    if (!sc_lane_ok_guarded(t, s, lane, l))
         return -1;
-    u64 head = s->hard->head[lane];
-    u32 page = SC_POS_PAGE(head), off = SC_POS_OFF(head);
-    if (head == s->hard->tail[lane]) { /* empty: its last page goes back */
+    if (l->page == l->tail_page && l->off == l->tail_off) { /* empty: its last page goes back */
         SC_ST_REL(&s->hard->tail[lane], SC_POS(SC_NO_PAGE, 0));
         SC_BARRIER();
         s->soft->n_free += s->soft->n_pages[lane];
@@ -216,17 +213,17 @@ static int head_item(sc_op_t *op, u32 lane, sc_item_t *it)
         s->soft->dead[lane] = s->soft->live[lane] = 0;
         return 0;
     }
-    if (off < t->page_size) {
-        u64 w0 = SC_LD((u64 *)(void *)sc_at(t, s, page, off));
+    if (l->off < t->page_size) {
+        u64 w0 = SC_LD((u64 *)(void *)sc_at(t, s, l->page, l->off));
         if (SC_W0_KLEN(w0) != 0) {
-            if (off + SC_ITEM_HEADER <= t->page_size && sc_item_load(t, s, page, off, it))
+            if (l->off + SC_ITEM_HEADER <= t->page_size && sc_item_load(t, s, l->page, l->off, it))
                 return 1;
-            resync_guarded(op, lane);
+            resync_guarded(op, lane, l);
             return 0;
         }
     }
-    if (!head_pass(op, lane, t->page_size - off))
-        resync_guarded(op, lane);
+    if (!head_pass(op, lane, l, t->page_size - l->off))
+        resync_guarded(op, lane, l);
     return 0;
 }
 
@@ -236,14 +233,16 @@ static int step_guarded(sc_op_t *op, u32 lane, int mode)
     sc_table_t *t = op->t;
     sc_shard_t *s = op->s;
     sc_item_t it;
-    u8 keybuf[SC_MAX_KEY];
+    sc_lane_t ends;
     op->steps++;
-    int kind = head_item(op, lane, &it);
+    int kind = head_item(op, lane, &ends, &it);
     if (kind <= 0)
         return kind == 0;
     u64 h = op->head_seen[lane] == SC_POS(it.page, it.off) + 1 ? op->head_hash[lane] : 0;
-    if (h == 0)
-        h = sc_item_keyhash(t, s, &it, keybuf);
+    if (h == 0 && sc_item_keyhash(t, s, &it, &h) < 0) {
+        op->blocked |= 1u << lane;
+        return 0;
+    }
     u32 b = 0, i = 0;
     u64 *p = sc_shard_of(h, t->n_shards) == (u32)(s - t->shard) ? sc_index_place_guarded(op, h, it.page, it.off, &b, &i)
                                                                  : NULL;
@@ -303,8 +302,8 @@ static int step_guarded(sc_op_t *op, u32 lane, int mode)
     passed_dead(op, lane, it.total);
     s->soft->stat[SC_SS_EVICTED]++;
 pass:
-    if (!head_pass(op, lane, it.total))
-        resync_guarded(op, lane);
+    if (!head_pass(op, lane, &ends, it.total))
+        resync_guarded(op, lane, &ends);
     return 1;
 }
 
@@ -313,7 +312,7 @@ static int head_is_dead(sc_op_t *op, u32 lane)
 {
     sc_table_t *t = op->t;
     sc_shard_t *s = op->s;
-    u64 head = s->hard->head[lane];
+    u64 head = SC_LD(&s->hard->head[lane]);
     if (!sc_lane_owns(s->hard, lane))
         return 0;
     if (op->head_seen[lane] == head + 1)
@@ -322,14 +321,13 @@ static int head_is_dead(sc_op_t *op, u32 lane)
     u64 h = 0;
     u32 page = SC_POS_PAGE(head), off = SC_POS_OFF(head);
     sc_item_t it;
-    u8 keybuf[SC_MAX_KEY];
     if (head == s->hard->tail[lane])
         dead = s->soft->n_pages[lane] > 0 && SC_POS_OFF(head) > t->page_size / 2; /* an empty lane keeps a fresh page */
     else if (sc_place_ok(t, page, off) && sc_item_load(t, s, page, off, &it)) {
         u32 b, i;
         if (SC_LIFE_SEQ(SC_LD(&s->life[page])) > SC_LD(&s->hard->flush_seq) && !sc_expired(op, it.w1))
-            dead = s->soft->dead[lane] > 0 &&
-                   sc_index_place_guarded(op, h = sc_item_keyhash(t, s, &it, keybuf), page, off, &b, &i) == NULL;
+            dead = s->soft->dead[lane] > 0 && sc_item_keyhash(t, s, &it, &h) > 0 &&
+                   sc_index_place_guarded(op, h, page, off, &b, &i) == NULL;
     }
     op->head_seen[lane] = head + 1;
     op->head_hash[lane] = h;
@@ -375,7 +373,7 @@ static u32 choose_lane(sc_op_t *op, int may_compact, int *mode)
         return 0;
     if (s->soft->n_pages[SC_LANE_LARGE] > t->n_pages * LARGE_SHARE / 100u && !(op->blocked & (1u << SC_LANE_LARGE)) &&
         sc_lane_owns(s->hard, SC_LANE_LARGE)) {
-        u64 head = s->hard->head[SC_LANE_LARGE];
+        u64 head = SC_LD(&s->hard->head[SC_LANE_LARGE]);
         sc_item_t it;
         if (sc_place_ok(t, SC_POS_PAGE(head), SC_POS_OFF(head)) &&
             sc_item_load(t, s, SC_POS_PAGE(head), SC_POS_OFF(head), &it)) {
@@ -388,7 +386,7 @@ static u32 choose_lane(sc_op_t *op, int may_compact, int *mode)
     u64 best_seq = UINT64_MAX;
     for (u32 turn = 0; turn < 2 && best == SC_N_LANES; turn++)
         for (u32 lane = turn ? 0 : SC_LANE_MAIN; lane < SC_N_LANES; lane++) {
-            u32 page = SC_POS_PAGE(s->hard->head[lane]);
+            u32 page = SC_POS_PAGE(SC_LD(&s->hard->head[lane]));
             if ((op->blocked & (1u << lane)) || !sc_lane_owns(s->hard, lane) || page >= t->n_pages ||
                 s->hard->head[lane] == s->hard->tail[lane])
                 continue;

@@ -10,6 +10,7 @@
  * What lies in a segment may be rotten: every position is checked before use, and a lane whose ends make no sense is
  * given up (its entries are cleared), never followed. */
 #include "heap.h"
+#include <stdlib.h>
 
 int sc_item_gather(const sc_table_t *t, const sc_shard_t *s, const sc_item_t *it, u32 skip, void *dst, u32 n)
 {
@@ -71,15 +72,22 @@ u64 *sc_item_word(const sc_table_t *t, const sc_shard_t *s, const sc_item_t *it,
     return (u64 *)(void *)sc_at(t, s, page, (u32)pos);
 }
 
-/* Hash of an item's key; buf holds SC_MAX_KEY bytes for keys that do not lie flat. */
-u64 sc_item_keyhash(const sc_table_t *t, const sc_shard_t *s, const sc_item_t *it, u8 *buf)
+/* Hash of an item's key: 1 = *h set; 0 = its pages make no sense; -1 = no memory for a key that does not lie flat. */
+int sc_item_keyhash(const sc_table_t *t, const sc_shard_t *s, const sc_item_t *it, u64 *h)
 {
     u32 skip = SC_ITEM_HEADER + ((it->flags & SC_IF_SOFT) ? 8u : 0u);
-    if (SC_LIKELY(sc_item_flat(t, it)))
-        return sc_hash(&t->secret, sc_at(t, s, it->page, it->off + skip), it->klen, 0);
-    if (!sc_item_gather(t, s, it, skip, buf, it->klen))
-        return 0;
-    return sc_hash(&t->secret, buf, it->klen, 0);
+    if (SC_LIKELY(it->off + skip + it->klen <= t->page_size)) {
+        *h = sc_hash(&t->secret, sc_at(t, s, it->page, it->off + skip), it->klen, 0);
+        return 1;
+    }
+    u8 *buf = (u8 *)malloc(it->klen);
+    if (buf == NULL)
+        return -1;
+    int ok = sc_item_gather(t, s, it, skip, buf, it->klen);
+    if (ok)
+        *h = sc_hash(&t->secret, buf, it->klen, 0);
+    free(buf);
+    return ok;
 }
 
 /* ---- pages ------------------------------------------------------------------------------------------------------ */
@@ -91,7 +99,7 @@ int sc_page_is_free(const sc_table_t *t, const sc_shard_t *s, u32 page)
     u32 lane = SC_LIFE_LANE(m);
     if (lane >= SC_N_LANES)
         return 1;
-    u32 tail = SC_POS_PAGE(s->hard->tail[lane]), head = SC_POS_PAGE(s->hard->head[lane]);
+    u32 tail = SC_POS_PAGE(SC_LD(&s->hard->tail[lane])), head = SC_POS_PAGE(SC_LD(&s->hard->head[lane]));
     if (tail >= t->n_pages || head >= t->n_pages)
         return 1;
     u64 seq = SC_LIFE_SEQ(m);
@@ -100,7 +108,7 @@ int sc_page_is_free(const sc_table_t *t, const sc_shard_t *s, u32 page)
 
 static int prepared_for_nothing(const sc_table_t *t, const sc_shard_t *s, u64 life)
 {
-    u32 tail = SC_POS_PAGE(s->hard->tail[SC_LIFE_LANE(life)]);
+    u32 tail = SC_POS_PAGE(SC_LD(&s->hard->tail[SC_LIFE_LANE(life)]));
     return tail < t->n_pages && SC_LIFE_SEQ(life) > SC_LIFE_SEQ(SC_LD(&s->life[tail]));
 }
 
@@ -153,16 +161,22 @@ static int pos_ok(const sc_table_t *t, u64 pos)
     return SC_POS_PAGE(pos) < t->n_pages && SC_POS_OFF(pos) <= t->page_size && (SC_POS_OFF(pos) & 7u) == 0;
 }
 
-/* 1 = the lane owns pages and both ends are sound. */
-int sc_lane_ok_guarded(sc_table_t *t, sc_shard_t *s, u32 lane)
+/* 1 = the lane owns pages and both ends are sound: *l is what was checked, and all that may be used. */
+int sc_lane_ok_guarded(sc_table_t *t, sc_shard_t *s, u32 lane, sc_lane_t *l)
 {
-    u64 tail = s->hard->tail[lane], head = s->hard->head[lane];
+    u64 tail = SC_LD(&s->hard->tail[lane]), head = SC_LD(&s->hard->head[lane]);
     if (SC_POS_PAGE(tail) == SC_NO_PAGE)
         return 0;
     if (pos_ok(t, tail) && pos_ok(t, head)) {
-        u64 lt = SC_LD(&s->life[SC_POS_PAGE(tail)]), lh = SC_LD(&s->life[SC_POS_PAGE(head)]);
-        if (SC_LIFE_LANE(lt) == lane && SC_LIFE_LANE(lh) == lane && SC_LIFE_SEQ(lh) <= SC_LIFE_SEQ(lt) &&
-            SC_LIFE_SEQ(lt) <= s->hard->seq)
+        l->page = SC_POS_PAGE(head);
+        l->off = SC_POS_OFF(head);
+        l->tail_page = SC_POS_PAGE(tail);
+        l->tail_off = SC_POS_OFF(tail);
+        u64 lt = SC_LD(&s->life[l->tail_page]), lh = SC_LD(&s->life[l->page]);
+        l->seq = SC_LIFE_SEQ(lh);
+        l->tail_seq = SC_LIFE_SEQ(lt);
+        if (SC_LIFE_LANE(lt) == lane && SC_LIFE_LANE(lh) == lane && l->seq <= l->tail_seq &&
+            l->tail_seq <= SC_LD(&s->hard->seq))
             return 1;
     }
     lane_reset_guarded(t, s, lane);
@@ -174,8 +188,9 @@ void sc_recover_guarded(sc_table_t *t, u32 shard)
 {
     sc_shard_t *s = &t->shard[shard];
     SC_CRASHPOINT(recover_begin);
+    sc_lane_t ends;
     for (u32 lane = 0; lane < SC_N_LANES; lane++)
-        (void)sc_lane_ok_guarded(t, s, lane);
+        (void)sc_lane_ok_guarded(t, s, lane, &ends);
     sc_heap_recount_guarded(t, s);
     if (s->soft->cursor >= t->n_pages)
         s->soft->cursor = 0;
@@ -216,7 +231,7 @@ static u32 page_prepare_guarded(sc_op_t *op, u32 lane)
 u32 sc_heap_need(const sc_table_t *t, const sc_shard_t *s, u32 lane, u32 total)
 {
     u32 rem = 0;
-    u64 tail = s->hard->tail[lane];
+    u64 tail = SC_LD(&s->hard->tail[lane]);
     if (SC_POS_PAGE(tail) < t->n_pages && SC_POS_OFF(tail) <= t->page_size &&
         SC_LIFE_SEQ(SC_LD(&s->life[SC_POS_PAGE(tail)])) > SC_LD(&s->hard->flush_seq))
         rem = t->page_size - SC_POS_OFF(tail);
@@ -234,12 +249,13 @@ int sc_heap_reserve_guarded(sc_op_t *op, u32 lane, u32 total, sc_room_t *r)
     op->seq0 = s->hard->seq;
     u32 pg = t->page_size;
     u32 page = SC_NO_PAGE, off = 0, rem = 0;
-    r->fresh = !sc_lane_ok_guarded(t, s, lane);
+    sc_lane_t ends;
+    r->fresh = !sc_lane_ok_guarded(t, s, lane, &ends);
     if (!r->fresh) {
-        page = SC_POS_PAGE(s->hard->tail[lane]);
-        off = SC_POS_OFF(s->hard->tail[lane]);
+        page = ends.tail_page;
+        off = ends.tail_off;
         /* C0: what follows on a flushed page would count as flushed too */
-        int flushed = SC_LIFE_SEQ(SC_LD(&s->life[page])) <= SC_LD(&s->hard->flush_seq);
+        int flushed = ends.tail_seq <= SC_LD(&s->hard->flush_seq);
         rem = pg - off;
         if (flushed || (rem < total && (total <= pg / 8 || rem < 64))) {
             if (rem > 0) /* beyond the tail: read only once the tail has passed it */

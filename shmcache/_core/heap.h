@@ -43,7 +43,7 @@ static inline u8 *sc_at(const sc_table_t *t, const sc_shard_t *s, u32 page, u32 
 {
     return s->pages + ((u64)page << t->page_shift) + off;
 }
-static inline int sc_lane_owns(const sc_hard_t *h, u32 lane) { return SC_POS_PAGE(h->tail[lane]) != SC_NO_PAGE; }
+static inline int sc_lane_owns(const sc_hard_t *h, u32 lane) { return SC_POS_PAGE(SC_LD(&h->tail[lane])) != SC_NO_PAGE; }
 
 /* Bounds of an entry's place: 1 = may be looked at. */
 static inline int sc_place_ok(const sc_table_t *t, u32 page, u32 off)
@@ -91,7 +91,12 @@ static inline int sc_item_key_is(const sc_table_t *t, const sc_shard_t *s, const
 /* Word at byte skip (8-aligned) of an item, or NULL. */
 u64 *sc_item_word(const sc_table_t *t, const sc_shard_t *s, const sc_item_t *it, u32 skip);
 
-int sc_lane_ok_guarded(sc_table_t *t, sc_shard_t *s, u32 lane);
+/* Both ends of a lane as loaded once and checked (I6). */
+typedef struct {
+    u32 page, off, tail_page, tail_off;
+    u64 seq, tail_seq;
+} sc_lane_t;
+int sc_lane_ok_guarded(sc_table_t *t, sc_shard_t *s, u32 lane, sc_lane_t *l);
 int sc_page_is_free(const sc_table_t *t, const sc_shard_t *s, u32 page);
 void sc_heap_recount_guarded(sc_table_t *t, sc_shard_t *s);
 void sc_recover_guarded(sc_table_t *t, u32 shard);
@@ -108,7 +113,7 @@ void sc_heap_write_guarded(sc_op_t *op, sc_room_t *r, const void *src, u32 n);
 void sc_heap_commit_guarded(sc_op_t *op, u32 lane, const sc_room_t *r);
 void sc_item_wipe_guarded(sc_op_t *op, u32 page, u32 off);
 int sc_item_copy_guarded(sc_op_t *op, const sc_item_t *it, u32 lane, u32 *page, u32 *off);
-u64 sc_item_keyhash(const sc_table_t *t, const sc_shard_t *s, const sc_item_t *it, u8 *buf);
+int sc_item_keyhash(const sc_table_t *t, const sc_shard_t *s, const sc_item_t *it, u64 *h);
 
 /* Bit i set: entry i of the bucket bears the tag. Only a first look: who acts on an entry loads it again. */
 static inline u32 sc_bucket_match(const sc_bucket_t *b, u32 tag)

@@ -101,9 +101,10 @@ u64 *sc_index_find_guarded(sc_op_t *op, const sc_key_t *k, sc_item_t *it, u32 *b
  * 1 = p is the only one; 0 = p was the one cleared, its slot is empty and the item stays. */
 int sc_index_only_guarded(sc_op_t *op, u64 *p, const sc_item_t *it)
 {
-    u8 buf[SC_MAX_KEY];
+    u64 h;
     u32 b, i;
-    (void)sc_index_place_guarded(op, sc_item_keyhash(op->t, op->s, it, buf), it->page, it->off, &b, &i);
+    if (sc_item_keyhash(op->t, op->s, it, &h) > 0)
+        (void)sc_index_place_guarded(op, h, it->page, it->off, &b, &i);
     return SC_LD(p) != 0;
 }
 

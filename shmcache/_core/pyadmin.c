@@ -169,7 +169,7 @@ typedef int (*visit_fn)(table_obj *self, sc_seen_t *seen, int state, const u8 *k
 
 /* Visits what a group holds; walks again while displacements run or an entry changed under the look, so that an item
  * present throughout is seen.  The visitor leaves out what it has had. */
-static int walk_group(table_obj *self, u32 group, visit_fn visit, void *arg)
+static int walk_group(table_obj *self, sc_table_t *t, u32 group, visit_fn visit, void *arg)
 {
     u64 *entries = (u64 *)PyMem_Malloc(SC_GROUP * SC_N_SLOTS * (sizeof(u64) + sizeof(u32)) + SC_MAX_KEY);
     if (entries == NULL) {
@@ -180,7 +180,6 @@ static int walk_group(table_obj *self, u32 group, visit_fn visit, void *arg)
     u8 *key = (u8 *)(where + SC_GROUP * SC_N_SLOTS), moves[SC_GROUP];
     int again = 1, ok = 1;
     for (int walk = 0; ok && again && walk < WALKS; walk++) {
-        sc_table_t *t = self->map->t;
         u32 n = sc_group_entries(t, group, entries, where, moves);
         again = 0;
         for (u32 i = 0; ok && i < n; i++) {
@@ -201,15 +200,13 @@ static int walk_group(table_obj *self, u32 group, visit_fn visit, void *arg)
     return ok ? 0 : -1;
 }
 
-static int group_arg(table_obj *self, PyObject *arg, u32 *group)
+static int group_arg(sc_table_t *t, PyObject *arg, u32 *group)
 {
-    if (self->map == NULL)
-        return closed_error(self);
     unsigned long g = PyLong_AsUnsignedLong(arg);
     if (PyErr_Occurred())
         return -1;
-    if (g >= sc_n_groups(self->map->t)) {
-        PyErr_Format(PyExc_IndexError, "group: below %u wanted, %lu found", sc_n_groups(self->map->t), g);
+    if (g >= sc_n_groups(t)) {
+        PyErr_Format(PyExc_IndexError, "group: below %u wanted, %lu found", sc_n_groups(t), g);
         return -1;
     }
     *group = (u32)g;
@@ -225,14 +222,13 @@ static int visit_key(table_obj *self, sc_seen_t *seen, int state, const u8 *key,
     Py_XDECREF(k);
     return r;
 }
-static PyObject *table_scan_keys(PyObject *o, PyObject *arg)
+static PyObject *scan_keys_held(table_obj *self, sc_table_t *t, PyObject *arg)
 {
-    table_obj *self = (table_obj *)o;
     u32 group;
-    if (group_arg(self, arg, &group) != 0)
+    if (group_arg(t, arg, &group) != 0)
         return NULL;
     PyObject *seen = PyDict_New(), *r = NULL;
-    if (seen != NULL && walk_group(self, group, visit_key, seen) == 0)
+    if (seen != NULL && walk_group(self, t, group, visit_key, seen) == 0)
         r = PyDict_Keys(seen);
     Py_XDECREF(seen);
     return r;
@@ -263,14 +259,13 @@ static int visit_meta(table_obj *self, sc_seen_t *seen, int state, const u8 *key
     Py_DECREF(place);
     return r;
 }
-static PyObject *table_scan_meta(PyObject *o, PyObject *arg)
+static PyObject *scan_meta_held(table_obj *self, sc_table_t *t, PyObject *arg)
 {
-    table_obj *self = (table_obj *)o;
     u32 group;
-    if (group_arg(self, arg, &group) != 0)
+    if (group_arg(t, arg, &group) != 0)
         return NULL;
     PyObject *seen = PyDict_New(), *r = NULL;
-    if (seen != NULL && walk_group(self, group, visit_meta, seen) == 0)
+    if (seen != NULL && walk_group(self, t, group, visit_meta, seen) == 0)
         r = PyDict_Values(seen);
     Py_XDECREF(seen);
     return r;
@@ -289,40 +284,42 @@ Py_ssize_t table_length(PyObject *o)
     Py_ssize_t n = 0;
     if (self->map == NULL)
         return closed_error(self);
-    for (u32 g = 0; self->map != NULL && g < sc_n_groups(self->map->t); g++) {
+    map_t *held = map_hold(self->map);
+    sc_table_t *t = held->t;
+    for (u32 g = 0; g < sc_n_groups(t); g++) {
         Py_ssize_t before = n;
         u8 moves[SC_GROUP];
         for (int tries = 0; tries < 8; tries++) { /* unlike a walk, a count begins the group anew */
             n = before;
             u64 *entries = (u64 *)PyMem_Malloc(SC_GROUP * SC_N_SLOTS * (sizeof(u64) + sizeof(u32)) + SC_MAX_KEY);
             if (entries == NULL) {
+                map_drop(held);
                 PyErr_NoMemory();
                 return -1;
             }
             u32 *where = (u32 *)(void *)(entries + SC_GROUP * SC_N_SLOTS);
             u8 *key = (u8 *)(where + SC_GROUP * SC_N_SLOTS);
-            u32 found = sc_group_entries(self->map->t, g, entries, where, moves);
+            u32 found = sc_group_entries(t, g, entries, where, moves);
             for (u32 i = 0; i < found; i++) {
                 sc_seen_t seen;
-                int state = sc_see(self->map->t, g, where[i], entries[i], &seen, key);
+                int state = sc_see(t, g, where[i], entries[i], &seen, key);
                 (void)visit_count(self, &seen, state, key, &n);
             }
             PyMem_Free(entries);
-            if (!sc_group_moved(self->map->t, g, moves))
+            if (!sc_group_moved(t, g, moves))
                 break;
         }
     }
+    map_drop(held);
     return n;
 }
 
 /* ---- statistics, header, guards, shards ------------------------------------------------------------------------- */
 
-static PyObject *table_stats(PyObject *o, PyObject *unused)
+static PyObject *stats_held(table_obj *self, sc_table_t *t, PyObject *unused)
 {
-    table_obj *self = (table_obj *)o;
+    (void)self;
     (void)unused;
-    ATTACHED(self);
-    sc_table_t *t = self->map->t;
     static const char *const worker_names[SC_N_STATS] = {"hits", "misses", "corrupt", "read_contended", "read_retries",
                                                          "guard_waits", "guard_timeouts", "leases_full"};
     static const char *const shard_names[SC_N_SHARD_STATS] = {
@@ -402,12 +399,10 @@ static PyObject *table_header(PyObject *o, PyObject *unused)
     return header_dict(&self->map->t->h);
 }
 
-static PyObject *table_guards(PyObject *o, PyObject *unused)
+static PyObject *guards_held(table_obj *self, sc_table_t *t, PyObject *unused)
 {
-    table_obj *self = (table_obj *)o;
+    (void)self;
     (void)unused;
-    ATTACHED(self);
-    sc_table_t *t = self->map->t;
     PyObject *list = PyList_New(0);
     for (u32 i = 0; list != NULL && i < t->n_shards; i++) {
         u32 word = t->h.guard_kind == SC_GUARD_FAST ? SC_LD(&t->shard[i].guard->owner) : SC_LD(&t->shard[i].guard->dirty);
@@ -449,12 +444,10 @@ static PyObject *table_guards(PyObject *o, PyObject *unused)
 }
 
 /* Lanes and pages of every shard: for memory maps and distributions. */
-static PyObject *table_shards(PyObject *o, PyObject *unused)
+static PyObject *shards_held(table_obj *self, sc_table_t *t, PyObject *unused)
 {
-    table_obj *self = (table_obj *)o;
+    (void)self;
     (void)unused;
-    ATTACHED(self);
-    sc_table_t *t = self->map->t;
     PyObject *list = PyList_New(0);
     for (u32 i = 0; list != NULL && i < t->n_shards; i++) {
         const sc_soft_t *soft = t->shard[i].soft;
@@ -495,13 +488,12 @@ static void report_finding(void *arg, const char *code, u32 shard, const char *t
         Py_CLEAR(*(PyObject **)arg);
     Py_XDECREF(d);
 }
-static PyObject *table_check(PyObject *o, PyObject *unused)
+static PyObject *check_held(table_obj *self, sc_table_t *t, PyObject *unused)
 {
-    table_obj *self = (table_obj *)o;
+    (void)self;
     (void)unused;
-    ATTACHED(self);
     PyObject *list = PyList_New(0);
-    if (list != NULL && sc_check(self->map->t, report_finding, &list) == UINT64_MAX) {
+    if (list != NULL && sc_check(t, report_finding, &list) == UINT64_MAX) {
         Py_XDECREF(list);
         return PyErr_NoMemory();
     }
@@ -511,13 +503,13 @@ static PyObject *table_check(PyObject *o, PyObject *unused)
 static PyObject *table_set_clock(PyObject *o, PyObject *arg)
 {
     table_obj *self = (table_obj *)o;
-    ATTACHED(self);
     i64 ms = SC_CLOCK_REAL;
     if (arg != Py_None) {
         ms = PyLong_AsLongLong(arg);
         if (ms == -1 && PyErr_Occurred())
             return NULL;
     }
+    ATTACHED(self);
     self->map->t->clock.frozen_ms = ms;
     Py_RETURN_NONE;
 }
@@ -536,17 +528,22 @@ static PyObject *table_clear(PyObject *o, PyObject *unused)
     table_obj *self = (table_obj *)o;
     (void)unused;
     ATTACHED(self);
-    u32 n = self->map->t->n_shards;
-    for (u32 i = 0; i < n; i++) {
+    map_t *held = map_hold(self->map);
+    u32 n = held->t->n_shards;
+    PyObject *r = Py_NewRef(Py_None);
+    for (u32 i = 0; r != NULL && i < n; i++) {
         int rc;
-        RUN(self, rc, 0, sc_clear_shard(t, i, wait));
+        RUN(self, held, rc, 0, sc_clear_shard(t, i, wait));
+        if (rc == SC_OK)
+            continue;
+        Py_CLEAR(r);
         if (rc == SC_BUSY)
-            return PyErr_Format(self->st->LockTimeout, "clear: all %u shards cleared wanted, %u found cleared, shard %u busy",
-                                n, i, i);
-        if (rc != SC_OK)
-            return raise_rc(self, rc, NULL);
+            PyErr_Format(self->st->LockTimeout, "clear: all %u shards cleared wanted, %u found cleared, shard %u busy", n, i, i);
+        else
+            raise_rc(self, held->t, rc, NULL);
     }
-    Py_RETURN_NONE;
+    map_drop(held);
+    return r;
 }
 
 static PyObject *table_clean(PyObject *o, args_t args, Py_ssize_t nargs, PyObject *kwnames)
@@ -554,7 +551,6 @@ static PyObject *table_clean(PyObject *o, args_t args, Py_ssize_t nargs, PyObjec
     static const char *const names[] = {"limit"};
     table_obj *self = (table_obj *)o;
     PyObject *a[1];
-    ATTACHED(self);
     if (args_parse("clean", args, nargs, kwnames, names, 1, 1, 0, a) != 0)
         return NULL;
     u64 limit = UINT64_MAX, cursor = 0, reclaimed = 0;
@@ -567,18 +563,23 @@ static PyObject *table_clean(PyObject *o, args_t args, Py_ssize_t nargs, PyObjec
         limit = (u64)v;
     }
     int rc;
-    RUN(self, rc, 1, sc_clean(t, limit, &cursor, &reclaimed, wait));
-    return rc == SC_OK ? PyLong_FromUnsignedLongLong(reclaimed) : raise_rc(self, rc, NULL);
+    ATTACHED(self);
+    map_t *held = map_hold(self->map);
+    RUN(self, held, rc, 1, sc_clean(t, limit, &cursor, &reclaimed, wait));
+    PyObject *r = rc == SC_OK ? PyLong_FromUnsignedLongLong(reclaimed) : raise_rc(self, held->t, rc, NULL);
+    map_drop(held);
+    return r;
 }
 
 static int lease_name(table_obj *self, PyObject *name, u64 *hash)
 {
-    if (self->map == NULL)
-        return closed_error(self);
+    *hash = 0;
     if (!PyBytes_Check(name)) {
         PyErr_Format(PyExc_TypeError, "name: bytes wanted, %R found", (PyObject *)Py_TYPE(name));
         return -1;
     }
+    if (self->map == NULL)
+        return closed_error(self);
     *hash = sc_lease_hash(self->map->t, PyBytes_AsString(name), (u32)PyBytes_Size(name));
     return 0;
 }
@@ -602,18 +603,24 @@ static PyObject *table_lease_take(PyObject *o, args_t args, Py_ssize_t nargs)
     u64 hash, ms, owner = 0, fence = 0;
     if (nargs != 2)
         return PyErr_Format(PyExc_TypeError, "_lease_take() takes 2 arguments (%zd given)", nargs);
-    if (lease_name(self, args[0], &hash) != 0 || lease_ms(args[1], &ms) != 0)
+    if (lease_ms(args[1], &ms) != 0 || lease_name(self, args[0], &hash) != 0)
         return NULL;
     int rc;
-    RUN(self, rc, 0, sc_lease_take(t, hash, ms, &owner, &fence, wait));
-    if (rc == SC_EXISTS)
-        Py_RETURN_FALSE;
-    if (rc == SC_LEASES_FULL) {
-        sc_count(self->map->t, SC_ST_FULL_LEASES, 1);
-        Py_RETURN_NONE;
+    map_t *held = map_hold(self->map);
+    RUN(self, held, rc, 0, sc_lease_take(t, hash, ms, &owner, &fence, wait));
+    PyObject *r;
+    if (rc == SC_OK) {
+        r = Py_BuildValue("(KK)", (unsigned long long)owner, (unsigned long long)fence);
+    } else if (rc == SC_EXISTS) {
+        r = Py_NewRef(Py_False);
+    } else if (rc == SC_LEASES_FULL) {
+        sc_count(held->t, SC_ST_FULL_LEASES, 1);
+        r = Py_NewRef(Py_None);
+    } else {
+        r = raise_rc(self, held->t, rc, NULL);
     }
-    return rc == SC_OK ? Py_BuildValue("(KK)", (unsigned long long)owner, (unsigned long long)fence)
-                       : raise_rc(self, rc, NULL);
+    map_drop(held);
+    return r;
 }
 static PyObject *table_lease_extend(PyObject *o, args_t args, Py_ssize_t nargs)
 {
@@ -621,14 +628,15 @@ static PyObject *table_lease_extend(PyObject *o, args_t args, Py_ssize_t nargs)
     u64 hash, ms, owner;
     if (nargs != 3)
         return PyErr_Format(PyExc_TypeError, "_lease_extend() takes 3 arguments (%zd given)", nargs);
-    if (lease_name(self, args[0], &hash) != 0 || lease_ms(args[2], &ms) != 0)
-        return NULL;
     owner = PyLong_AsUnsignedLongLong(args[1]);
-    if (PyErr_Occurred())
+    if (PyErr_Occurred() || lease_ms(args[2], &ms) != 0 || lease_name(self, args[0], &hash) != 0)
         return NULL;
     int rc;
-    RUN(self, rc, 0, sc_lease_extend(t, hash, owner, ms, wait));
-    return rc == SC_OK || rc == SC_MISS ? PyBool_FromLong(rc == SC_OK) : raise_rc(self, rc, NULL);
+    map_t *held = map_hold(self->map);
+    RUN(self, held, rc, 0, sc_lease_extend(t, hash, owner, ms, wait));
+    PyObject *r = rc == SC_OK || rc == SC_MISS ? PyBool_FromLong(rc == SC_OK) : raise_rc(self, held->t, rc, NULL);
+    map_drop(held);
+    return r;
 }
 static PyObject *table_lease_release(PyObject *o, args_t args, Py_ssize_t nargs)
 {
@@ -636,14 +644,15 @@ static PyObject *table_lease_release(PyObject *o, args_t args, Py_ssize_t nargs)
     u64 hash, owner;
     if (nargs != 2)
         return PyErr_Format(PyExc_TypeError, "_lease_release() takes 2 arguments (%zd given)", nargs);
-    if (lease_name(self, args[0], &hash) != 0)
-        return NULL;
     owner = PyLong_AsUnsignedLongLong(args[1]);
-    if (PyErr_Occurred())
+    if (PyErr_Occurred() || lease_name(self, args[0], &hash) != 0)
         return NULL;
     int rc;
-    RUN(self, rc, 0, sc_lease_release(t, hash, owner, wait));
-    return rc == SC_OK || rc == SC_MISS ? PyBool_FromLong(rc == SC_OK) : raise_rc(self, rc, NULL);
+    map_t *held = map_hold(self->map);
+    RUN(self, held, rc, 0, sc_lease_release(t, hash, owner, wait));
+    PyObject *r = rc == SC_OK || rc == SC_MISS ? PyBool_FromLong(rc == SC_OK) : raise_rc(self, held->t, rc, NULL);
+    map_drop(held);
+    return r;
 }
 static PyObject *table_lease_wait(PyObject *o, args_t args, Py_ssize_t nargs)
 {
@@ -681,16 +690,34 @@ static PyObject *table_lease_wait(PyObject *o, args_t args, Py_ssize_t nargs)
 static PyObject *table_mark_removed(PyObject *o, PyObject *arg)
 {
     table_obj *self = (table_obj *)o;
-    ATTACHED(self);
     unsigned long long word = PyLong_AsUnsignedLongLong(arg);
     if (PyErr_Occurred())
         return NULL;
+    ATTACHED(self);
     if (self->map->t->readonly)
-        return raise_rc(self, SC_READONLY, NULL);
+        return raise_rc(self, self->map->t, SC_READONLY, NULL);
     SC_ST_REL(&self->map->t->control->successor, (u64)word);
     self->map->t->lost = 1;
     Py_RETURN_NONE;
 }
+
+/* Methods that make Python objects while they look at a segment hold it: a finalizer may close the engine meanwhile. */
+#define HELD(name)                                                    \
+    static PyObject *table_##name(PyObject *o, PyObject *arg)         \
+    {                                                                 \
+        table_obj *self = (table_obj *)o;                             \
+        ATTACHED(self);                                               \
+        map_t *held = map_hold(self->map);                            \
+        PyObject *r = name##_held(self, held->t, arg);                \
+        map_drop(held);                                               \
+        return r;                                                     \
+    }
+HELD(stats)
+HELD(guards)
+HELD(shards)
+HELD(check)
+HELD(scan_keys)
+HELD(scan_meta)
 
 #define M(name, flags) {"_" #name, (PyCFunction)(void (*)(void))table_##name, flags, NULL}
 PyMethodDef table_admin_methods[] = {
@@ -705,3 +732,4 @@ PyMethodDef table_admin_methods[] = {
 #undef M
 #undef U
 #undef I
+#undef HELD

@@ -40,8 +40,10 @@ typedef struct {
     i64 lock_timeout_ns;
 } table_obj;
 
+/* A key in the shape the core wants; it holds the mapping, which may be closed meanwhile, until key_done. */
 typedef struct {
     sc_key_t k;
+    map_t *m;
     u8 small[128];
     u8 *heap;
 } pykey;
@@ -59,11 +61,12 @@ static inline void key_done(pykey *k)
 {
     if (k->heap != NULL)
         PyMem_Free(k->heap);
+    map_drop(k->m);
 }
 int value_init(table_obj *self, PyObject *value, pyvalue *out);
 static inline void value_done(pyvalue *v) { Py_XDECREF(v->owner); }
 int deadline_of(table_obj *self, PyObject *ttl, PyObject *expire_at, u64 *out);
-PyObject *raise_rc(table_obj *self, int rc, const pykey *k);
+PyObject *raise_rc(table_obj *self, sc_table_t *t, int rc, const pykey *k);
 PyObject *read_value(table_obj *self, pykey *k, sc_found_t *f, int count, int grace, sc_token_t *token);
 int closed_error(table_obj *self);
 int args_parse(const char *fn, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, const char *const *names,
@@ -75,31 +78,29 @@ int dict_put(PyObject *d, const char *name, PyObject *value); /* takes the refer
     if (SC_UNLIKELY((self)->map == NULL))               \
         return closed_error(self), NULL
 
-/* Runs CALL (which uses `wait`), first as a try with the GIL held, then waiting without it, until it is not SC_BUSY or
- * lock_timeout is over.  Signals are served between the waits, with nothing held. big: let the GIL go at once. */
-#define RUN(self, rc, big, CALL)                                                                     \
+/* Runs CALL (which uses `t` and `wait`) on a mapping the caller holds, first as a try with the GIL held, then waiting
+ * without it, until it is not SC_BUSY or lock_timeout is over.  Signals are served between the waits, with nothing held.
+ * big: let the GIL go at once. */
+#define RUN(self, held, rc, big, CALL)                                                                \
     do {                                                                                             \
+        sc_table_t *t = (held)->t;                                                                   \
         i64 wait = 0, until_ = 0;                                                                    \
         for (;;) {                                                                                   \
-            map_t *m_ = (self)->map;                                                                 \
-            if (m_ == NULL) {                                                                        \
-                closed_error(self);                                                                  \
-                rc = RC_PYERR;                                                                       \
-                break;                                                                               \
-            }                                                                                        \
-            sc_table_t *t = m_->t;                                                                   \
             if (wait == 0 && !(big)) {                                                               \
                 rc = (CALL);                                                                         \
             } else {                                                                                 \
-                map_hold(m_);                                                                        \
                 Py_BEGIN_ALLOW_THREADS;                                                              \
                 rc = (CALL);                                                                         \
                 Py_END_ALLOW_THREADS;                                                                \
-                map_drop(m_);                                                                        \
             }                                                                                        \
             if (SC_LIKELY(rc != SC_BUSY))                                                            \
                 break;                                                                               \
             if (PyErr_CheckSignals() != 0) {                                                         \
+                rc = RC_PYERR;                                                                       \
+                break;                                                                               \
+            }                                                                                        \
+            if ((self)->map != (held)) {                                                             \
+                closed_error(self);                                                                  \
                 rc = RC_PYERR;                                                                       \
                 break;                                                                               \
             }                                                                                        \

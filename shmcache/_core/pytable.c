@@ -99,10 +99,11 @@ int key_init(table_obj *self, PyObject *key, pykey *out)
         Py_XDECREF(made);
     }
     if (self->map == NULL) {
-        key_done(out);
+        PyMem_Free(out->heap);
         return closed_error(self);
     }
-    sc_key_init(self->map->t, &out->k, bytes, len);
+    out->m = map_hold(self->map);
+    sc_key_init(out->m->t, &out->k, bytes, len);
     return 0;
 }
 
@@ -273,12 +274,11 @@ int deadline_of(table_obj *self, PyObject *ttl, PyObject *expire_at, u64 *out)
     return ms_after(self, s, out);
 }
 
-PyObject *raise_rc(table_obj *self, int rc, const pykey *k)
+PyObject *raise_rc(table_obj *self, sc_table_t *t, int rc, const pykey *k)
 {
     core_state *st = self->st;
-    sc_table_t *t = self->map ? self->map->t : NULL;
     u32 shard = k ? k->k.shard : 0;
-    if (rc == RC_PYERR || t == NULL)
+    if (rc == RC_PYERR)
         return NULL;
     switch (rc) {
     case SC_BUSY: {
@@ -333,17 +333,17 @@ PyObject *raise_rc(table_obj *self, int rc, const pykey *k)
 
 /* ---- reads ------------------------------------------------------------------------------------------------------ */
 
-static PyObject *corrupt_as_miss(table_obj *self)
+static PyObject *corrupt_as_miss(sc_table_t *t)
 {
-    sc_count(self->map->t, SC_ST_CORRUPT, 1);
+    sc_count(t, SC_ST_CORRUPT, 1);
     return NULL;
 }
 
 /* New reference; NULL without an error: miss. grace: an item past its soft deadline counts. */
 PyObject *read_value(table_obj *self, pykey *k, sc_found_t *f, int count, int grace, sc_token_t *token)
 {
+    sc_table_t *t = k->m->t;
     for (int tries = 0; tries < READ_TRIES; tries++) {
-        sc_table_t *t = self->map->t;
         if (sc_get_begin(t, &k->k, f) != SC_HIT)
             return NULL;
         if (SC_UNLIKELY(f->it.soft != 0) && !grace && f->it.soft <= sc_now(t)) {
@@ -363,18 +363,9 @@ PyObject *read_value(table_obj *self, pykey *k, sc_found_t *f, int count, int gr
         }
         int rc;
         if (SC_UNLIKELY(f->it.vlen >= BIG)) {
-            map_t *m = map_hold(self->map);
             Py_BEGIN_ALLOW_THREADS;
             rc = sc_get_finish(t, &k->k, f, buf, count);
             Py_END_ALLOW_THREADS;
-            map_drop(m);
-            if (self->map == NULL) {
-                Py_XDECREF(bytes);
-                if (buf != stack && bytes == NULL)
-                    PyMem_Free(buf);
-                closed_error(self);
-                return NULL;
-            }
         } else {
             rc = sc_get_finish(t, &k->k, f, buf, count);
         }
@@ -390,7 +381,7 @@ PyObject *read_value(table_obj *self, pykey *k, sc_found_t *f, int count, int gr
                 value = PyUnicode_DecodeUTF8((const char *)buf, (Py_ssize_t)f->it.vlen, NULL);
                 if (value == NULL && PyErr_ExceptionMatches(PyExc_UnicodeDecodeError)) {
                     PyErr_Clear();
-                    value = corrupt_as_miss(self);
+                    value = corrupt_as_miss(t);
                 }
                 break;
             case SC_T_INT:
@@ -398,7 +389,7 @@ PyObject *read_value(table_obj *self, pykey *k, sc_found_t *f, int count, int gr
                 break;
             case SC_T_FLOAT:
                 if (f->it.vlen != 8) {
-                    corrupt_as_miss(self);
+                    corrupt_as_miss(t);
                     break;
                 }
                 memcpy(&d, buf, 8);
@@ -423,14 +414,14 @@ PyObject *read_value(table_obj *self, pykey *k, sc_found_t *f, int count, int gr
         if (rc != SC_AGAIN)
             return value;
     }
-    sc_count(self->map->t, SC_ST_CONTENDED, 1);
+    sc_count(t, SC_ST_CONTENDED, 1);
     return NULL;
 }
 
-static PyObject *counted(table_obj *self, PyObject *value)
+static PyObject *counted(const pykey *k, PyObject *value)
 {
-    if (self->map != NULL && (value != NULL || !PyErr_Occurred()))
-        sc_count(self->map->t, value != NULL ? SC_ST_HITS : SC_ST_MISSES, 1);
+    if (value != NULL || !PyErr_Occurred())
+        sc_count(k->m->t, value != NULL ? SC_ST_HITS : SC_ST_MISSES, 1);
     return value;
 }
 static PyObject *or_default(PyObject *value, PyObject *dflt)
@@ -456,7 +447,7 @@ static PyObject *table_get(PyObject *o, args_t args, Py_ssize_t nargs, PyObject 
     sc_found_t f;
     if (key_init(self, a[0], &k) != 0)
         return NULL;
-    PyObject *v = counted(self, read_value(self, &k, &f, 1, 0, NULL));
+    PyObject *v = counted(&k, read_value(self, &k, &f, 1, 0, NULL));
     key_done(&k);
     return or_default(v, a[1]);
 }
@@ -493,7 +484,7 @@ static PyObject *table_gets(PyObject *o, args_t args, Py_ssize_t nargs, PyObject
     sc_token_t tok;
     if (key_init(self, a[0], &k) != 0)
         return NULL;
-    PyObject *v = counted(self, read_value(self, &k, &f, 1, 0, &tok));
+    PyObject *v = counted(&k, read_value(self, &k, &f, 1, 0, &tok));
     key_done(&k);
     if (v == NULL)
         return or_default(v, a[1]);
@@ -510,47 +501,44 @@ static PyObject *table_get_grace(PyObject *o, PyObject *key)
     sc_found_t f;
     if (key_init(self, key, &k) != 0)
         return NULL;
-    PyObject *v = counted(self, read_value(self, &k, &f, 1, 1, NULL));
+    PyObject *v = counted(&k, read_value(self, &k, &f, 1, 1, NULL));
+    int fresh = v != NULL && (f.it.soft == 0 || f.it.soft > sc_now(k.m->t));
     key_done(&k);
     if (v == NULL)
         return or_default(v, NULL);
-    int fresh = f.it.soft == 0 || self->map == NULL || f.it.soft > sc_now(self->map->t);
     PyObject *pair = PyTuple_Pack(2, v, fresh ? Py_True : Py_False);
     Py_DECREF(v);
     return pair;
 }
 
-/* Found and not past its soft deadline; 1, 0, or -1 with an error. */
-static int look(table_obj *self, PyObject *key, sc_found_t *f)
+/* Found and not past its soft deadline: 1, 0, or -1 with an error. *left_ms: what is left, 0 = for ever. */
+static int look(table_obj *self, PyObject *key, u64 *left_ms)
 {
     pykey k;
+    sc_found_t f;
     if (key_init(self, key, &k) != 0)
         return -1;
-    sc_table_t *t = self->map->t;
-    int rc = sc_look(t, &k.k, f);
+    sc_table_t *t = k.m->t;
+    int there = sc_look(t, &k.k, &f) == SC_HIT;
+    u64 deadline = !there ? 0 : f.it.soft != 0 ? f.it.soft : SC_W1_DEADLINE(f.it.w1), now = deadline ? sc_now(t) : 0;
     key_done(&k);
-    return rc == SC_HIT && (f->it.soft == 0 || f->it.soft > sc_now(t));
+    *left_ms = deadline > now ? deadline - now : 0;
+    return there && (deadline == 0 || deadline > now);
 }
 
 static PyObject *ttl_one(PyObject *o, PyObject *key)
 {
-    table_obj *self = (table_obj *)o;
-    sc_found_t f;
-    int r = look(self, key, &f);
+    u64 left;
+    int r = look((table_obj *)o, key, &left);
     if (r <= 0)
         return r < 0 ? NULL : Py_NewRef(Py_None);
-    u64 deadline = f.it.soft != 0 ? f.it.soft : SC_W1_DEADLINE(f.it.w1), now = sc_now(self->map->t);
-    if (deadline == 0)
-        return PyFloat_FromDouble(HUGE_VAL);
-    if (deadline <= now)
-        return Py_NewRef(Py_None);
-    return PyFloat_FromDouble((double)(deadline - now) / 1000.0);
+    return PyFloat_FromDouble(left == 0 ? HUGE_VAL : (double)left / 1000.0);
 }
 
 int table_contains(PyObject *o, PyObject *key)
 {
-    sc_found_t f;
-    return look((table_obj *)o, key, &f);
+    u64 left;
+    return look((table_obj *)o, key, &left);
 }
 
 static PyObject *counter_one(PyObject *o, PyObject *key)
@@ -560,20 +548,21 @@ static PyObject *counter_one(PyObject *o, PyObject *key)
     sc_found_t f;
     if (key_init(self, key, &k) != 0)
         return NULL;
+    sc_table_t *t = k.m->t;
     for (int tries = 0; tries < READ_TRIES; tries++) {
-        sc_table_t *t = self->map->t;
         int rc = sc_look(t, &k.k, &f);
         if (rc == SC_HIT && f.it.soft != 0 && f.it.soft <= sc_now(t))
             rc = SC_MISS;
         if (rc == SC_HIT && SC_TYPE(f.it.type) != SC_T_INT) {
+            raise_rc(self, t, SC_TYPE(f.it.type) == SC_T_BIGINT ? SC_OVERFLOW : SC_NOT_NUMBER, NULL);
             key_done(&k);
-            return raise_rc(self, SC_TYPE(f.it.type) == SC_T_BIGINT ? SC_OVERFLOW : SC_NOT_NUMBER, NULL);
+            return NULL;
         }
         u64 num;
         if (rc == SC_HIT && (rc = sc_get_finish(t, &k.k, &f, &num, 1)) == SC_AGAIN)
             continue;
-        key_done(&k);
         sc_count(t, rc == SC_HIT ? SC_ST_HITS : SC_ST_MISSES, 1);
+        key_done(&k);
         return rc == SC_HIT ? PyLong_FromLongLong(f.num) : Py_NewRef(Py_None);
     }
     key_done(&k);
@@ -599,17 +588,18 @@ static PyObject *get_many_one(PyObject *o, PyObject *keys)
     PyObject *list = PySequence_List(keys), *result = list ? PyDict_New() : NULL;
     Py_ssize_t n = list ? PyList_Size(list) : 0;
     pykey batch[BATCH];
+    map_t *held = map_hold(self->map);
     for (Py_ssize_t from = 0; result != NULL && from < n; from += BATCH) {
         Py_ssize_t m = n - from < BATCH ? n - from : BATCH, made = 0;
         u64 hits = 0, misses = 0;
         for (; made < m; made++) {
             if (key_init(self, PyList_GetItem(list, from + made), &batch[made]) != 0)
                 break;
-            SC_PREFETCH(&self->map->t->shard[batch[made].k.shard].buckets[batch[made].k.b1]);
+            SC_PREFETCH(&batch[made].m->t->shard[batch[made].k.shard].buckets[batch[made].k.b1]);
         }
         int ok = made == m;
         for (Py_ssize_t i = 0; ok && i < m; i++) {
-            sc_table_t *t = self->map->t;
+            sc_table_t *t = batch[i].m->t;
             sc_shard_t *s = &t->shard[batch[i].k.shard];
             sc_bucket_t *b = &s->buckets[batch[i].k.b1];
             u64 e = 0;
@@ -627,7 +617,7 @@ static PyObject *get_many_one(PyObject *o, PyObject *keys)
         }
         for (Py_ssize_t i = 0; ok && i < m; i++) {
             sc_found_t f;
-            PyObject *v = self->map == NULL ? (closed_error(self), NULL) : read_value(self, &batch[i], &f, 1, 0, NULL);
+            PyObject *v = read_value(self, &batch[i], &f, 1, 0, NULL);
             if (v == NULL) {
                 ok = !PyErr_Occurred();
                 misses++;
@@ -644,10 +634,11 @@ static PyObject *get_many_one(PyObject *o, PyObject *keys)
             break;
         }
         if (hits)
-            sc_count(self->map->t, SC_ST_HITS, hits);
+            sc_count(held->t, SC_ST_HITS, hits);
         if (misses)
-            sc_count(self->map->t, SC_ST_MISSES, misses);
+            sc_count(held->t, SC_ST_MISSES, misses);
     }
+    map_drop(held);
     Py_XDECREF(list);
     return result;
 }
@@ -657,9 +648,8 @@ static PyObject *get_many_one(PyObject *o, PyObject *keys)
 static int store(table_obj *self, pykey *k, pyvalue *v, const sc_cond_t *cond)
 {
     int rc;
-    RUN(self, rc, v->v.len >= BIG, sc_store(t, &k->k, &v->v, cond, wait));
-    if (self->map != NULL)
-        sc_tick(self->map->t);
+    RUN(self, k->m, rc, v->v.len >= BIG, sc_store(t, &k->k, &v->v, cond, wait));
+    sc_tick(k->m->t);
     return rc;
 }
 
@@ -708,7 +698,7 @@ static PyObject *store_as(table_obj *self, const char *fn, enum sc_mode mode, ar
     else if (rc == SC_MISS)
         r = Py_NewRef(mode == SC_CAS ? Py_None : Py_False);
     else
-        r = raise_rc(self, rc, &k);
+        r = raise_rc(self, k.m->t, rc, &k);
     key_done(&k);
     return r;
 }
@@ -745,7 +735,7 @@ static PyObject *table_set_grace(PyObject *o, args_t args, Py_ssize_t nargs)
     if (value_init(self, args[1], &v) == 0) {
         if (ms_after(self, ttl, &v.v.soft) == 0 && ms_after(self, ttl + grace, &v.v.deadline) == 0) {
             int rc = store(self, &k, &v, &cond);
-            r = rc == SC_OK ? Py_NewRef(Py_True) : raise_rc(self, rc, &k);
+            r = rc == SC_OK ? Py_NewRef(Py_True) : raise_rc(self, k.m->t, rc, &k);
         }
         value_done(&v);
     }
@@ -800,7 +790,7 @@ static PyObject *join(table_obj *self, const char *fn, args_t args, Py_ssize_t n
         Py_DECREF(joined);
         if (rc == SC_CHANGED || rc == SC_MISS)
             continue;
-        r = rc == SC_OK ? Py_NewRef(Py_True) : raise_rc(self, rc, &k);
+        r = rc == SC_OK ? Py_NewRef(Py_True) : raise_rc(self, k.m->t, rc, &k);
         break;
     }
     key_done(&k);
@@ -818,9 +808,8 @@ static PyObject *table_prepend(PyObject *o, args_t args, Py_ssize_t nargs, PyObj
 static int delete_key(table_obj *self, pykey *k, const sc_cond_t *cond, i64 *num)
 {
     int rc;
-    RUN(self, rc, 0, sc_delete(t, &k->k, cond, num, wait));
-    if (self->map != NULL)
-        sc_tick(self->map->t);
+    RUN(self, k->m, rc, 0, sc_delete(t, &k->k, cond, num, wait));
+    sc_tick(k->m->t);
     return rc;
 }
 
@@ -831,7 +820,7 @@ static PyObject *delete_one(PyObject *o, PyObject *key)
     if (key_init(self, key, &k) != 0)
         return NULL;
     int rc = delete_key(self, &k, NULL, NULL);
-    PyObject *r = rc == SC_OK ? Py_NewRef(Py_True) : rc == SC_MISS ? Py_NewRef(Py_False) : raise_rc(self, rc, &k);
+    PyObject *r = rc == SC_OK ? Py_NewRef(Py_True) : rc == SC_MISS ? Py_NewRef(Py_False) : raise_rc(self, k.m->t, rc, &k);
     key_done(&k);
     return r;
 }
@@ -874,7 +863,7 @@ static PyObject *delete_many_one(PyObject *o, PyObject *keys)
         if (rc == SC_OK)
             gone++;
         else if (rc != SC_MISS) {
-            raise_rc(self, rc, &k);
+            raise_rc(self, k.m->t, rc, &k);
             ok = 0;
         }
         key_done(&k);
@@ -898,7 +887,7 @@ static PyObject *table_pop(PyObject *o, args_t args, Py_ssize_t nargs, PyObject 
         sc_found_t f;
         PyObject *v = read_value(self, &k, &f, 0, 0, NULL);
         if (v == NULL) {
-            r = or_default(counted(self, NULL), a[1]);
+            r = or_default(counted(&k, NULL), a[1]);
             break;
         }
         i64 num = f.num;
@@ -910,14 +899,14 @@ static PyObject *table_pop(PyObject *o, args_t args, Py_ssize_t nargs, PyObject 
         }
         if (rc != SC_OK) {
             Py_DECREF(v);
-            r = raise_rc(self, rc, &k);
+            r = raise_rc(self, k.m->t, rc, &k);
             break;
         }
         if (SC_TYPE(f.it.type) == SC_T_INT && num != f.num) { /* an incr came between read and delete */
             Py_DECREF(v);
             v = PyLong_FromLongLong(num);
         }
-        r = counted(self, v);
+        r = counted(&k, v);
         break;
     }
     key_done(&k);
@@ -928,9 +917,8 @@ static PyObject *table_pop(PyObject *o, args_t args, Py_ssize_t nargs, PyObject 
 static int touch_key(table_obj *self, pykey *k, u64 deadline, const sc_cond_t *cond)
 {
     int rc;
-    RUN(self, rc, 0, sc_touch(t, &k->k, deadline, cond, wait));
-    if (self->map != NULL)
-        sc_tick(self->map->t);
+    RUN(self, k->m, rc, 0, sc_touch(t, &k->k, deadline, cond, wait));
+    sc_tick(k->m->t);
     while (rc == SC_AGAIN) { /* it has a soft deadline: stored anew without one */
         sc_found_t f;
         PyObject *old = read_value(self, k, &f, 0, 0, NULL);
@@ -964,7 +952,7 @@ static PyObject *table_touch(PyObject *o, args_t args, Py_ssize_t nargs, PyObjec
         key_init(self, a[0], &k) != 0)
         return NULL;
     int rc = touch_key(self, &k, deadline, NULL);
-    PyObject *r = rc == SC_OK ? Py_NewRef(Py_True) : rc == SC_MISS ? Py_NewRef(Py_False) : raise_rc(self, rc, &k);
+    PyObject *r = rc == SC_OK ? Py_NewRef(Py_True) : rc == SC_MISS ? Py_NewRef(Py_False) : raise_rc(self, k.m->t, rc, &k);
     key_done(&k);
     return r;
 }
@@ -984,18 +972,18 @@ static PyObject *table_gat(PyObject *o, args_t args, Py_ssize_t nargs, PyObject 
         sc_found_t f;
         PyObject *v = read_value(self, &k, &f, 1, 0, NULL);
         if (v == NULL) {
-            r = or_default(counted(self, NULL), a[2]);
+            r = or_default(counted(&k, NULL), a[2]);
             break;
         }
         sc_cond_t cond = {SC_IF_SAME, {0, 0}, f.entry, f.life, 0};
         int rc = touch_key(self, &k, deadline, &cond);
         if (rc == SC_OK) {
-            r = counted(self, v);
+            r = counted(&k, v);
             break;
         }
         Py_DECREF(v);
         if (rc != SC_CHANGED && rc != SC_MISS) {
-            r = raise_rc(self, rc, &k);
+            r = raise_rc(self, k.m->t, rc, &k);
             break;
         }
     }
@@ -1047,10 +1035,9 @@ static PyObject *add_to(table_obj *self, const char *fn, args_t args, Py_ssize_t
     if (deadline_of(self, a[3], a[4], &deadline) != 0 || key_init(self, a[0], &k) != 0)
         return NULL;
     int rc;
-    RUN(self, rc, 0, sc_incr(t, &k.k, delta, create, initial, deadline, &result, wait));
-    if (self->map != NULL)
-        sc_tick(self->map->t);
-    PyObject *r = rc == SC_OK ? PyLong_FromLongLong(result) : rc == SC_MISS ? Py_NewRef(Py_None) : raise_rc(self, rc, &k);
+    RUN(self, k.m, rc, 0, sc_incr(t, &k.k, delta, create, initial, deadline, &result, wait));
+    sc_tick(k.m->t);
+    PyObject *r = rc == SC_OK ? PyLong_FromLongLong(result) : rc == SC_MISS ? Py_NewRef(Py_None) : raise_rc(self, k.m->t, rc, &k);
     key_done(&k);
     return r;
 }
@@ -1063,6 +1050,22 @@ static PyObject *table_decr(PyObject *o, args_t args, Py_ssize_t nargs, PyObject
     return add_to((table_obj *)o, "decr", args, nargs, kwnames, 1);
 }
 
+/* The pairs of a mapping as a list of 2-tuples nobody else holds. */
+static PyObject *own_pairs(PyObject *mapping)
+{
+    PyObject *items = PyMapping_Items(mapping), *own = items ? PyList_New(0) : NULL;
+    for (Py_ssize_t i = 0; own != NULL && i < PyList_Size(items); i++) {
+        PyObject *pair = PySequence_Tuple(PyList_GetItem(items, i));
+        if (pair != NULL && PyTuple_Size(pair) != 2)
+            PyErr_Format(PyExc_ValueError, "mapping: items of 2 elements wanted, one of %zd found", PyTuple_Size(pair));
+        if (pair == NULL || PyErr_Occurred() || PyList_Append(own, pair) != 0)
+            Py_CLEAR(own);
+        Py_XDECREF(pair);
+    }
+    Py_XDECREF(items);
+    return own;
+}
+
 /* Every key and value is checked and encoded before anything is stored. */
 static PyObject *table_set_many(PyObject *o, args_t args, Py_ssize_t nargs, PyObject *kwnames)
 {
@@ -1073,7 +1076,7 @@ static PyObject *table_set_many(PyObject *o, args_t args, Py_ssize_t nargs, PyOb
     if (args_parse("set_many", args, nargs, kwnames, names, 2, 3, 1, a) != 0 ||
         deadline_of(self, a[1], a[2], &deadline) != 0)
         return NULL;
-    PyObject *items = PyMapping_Items(a[0]), *failed = items ? PyList_New(0) : NULL;
+    PyObject *items = own_pairs(a[0]), *failed = items ? PyList_New(0) : NULL;
     Py_ssize_t n = items ? PyList_Size(items) : 0, made = 0;
     pyvalue *values = failed ? (pyvalue *)PyMem_Malloc((size_t)(n + 1) * sizeof *values) : NULL;
     int ok = values != NULL;
@@ -1088,9 +1091,9 @@ static PyObject *table_set_many(PyObject *o, args_t args, Py_ssize_t nargs, PyOb
             ok = 0;
             break;
         }
-        int too_large = (u64)k.k.len + 64u > ((u64)self->map->t->n_pages << self->map->t->page_shift) / 4u;
+        int too_large = (u64)k.k.len + 64u > ((u64)k.m->t->n_pages << k.m->t->page_shift) / 4u;
         if (too_large)
-            raise_rc(self, SC_TOO_LARGE, &k);
+            raise_rc(self, k.m->t, SC_TOO_LARGE, &k);
         key_done(&k);
         if (too_large || value_init(self, PyTuple_GetItem(pair, 1), &values[made]) != 0) {
             ok = 0;
@@ -1108,7 +1111,7 @@ static PyObject *table_set_many(PyObject *o, args_t args, Py_ssize_t nargs, PyOb
         if (rc == SC_NO_SPACE || rc == SC_BUSY)
             ok = PyList_Append(failed, key) == 0;
         else if (rc != SC_OK) {
-            raise_rc(self, rc, &k);
+            raise_rc(self, k.m->t, rc, &k);
             ok = 0;
         }
         key_done(&k);
