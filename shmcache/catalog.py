@@ -115,9 +115,11 @@ def _sysv() -> list[Found]:
         row.shm_id, row.shm_key, row.nattch = line["shmid"], line["key"] & 0xFFFFFFFF, line["nattch"]
         try:
             row.header = _core.read_header(-1, row.shm_id, row.size)
-        except (SegmentInvalid, OSError):
-            continue  # not one of this library, or not ours to look at: ipcs lists it
-        except LayoutMismatch as error:
+        except OSError:
+            continue  # not ours to look at: ipcs lists it
+        except (SegmentInvalid, LayoutMismatch) as error:
+            if "magic" in str(error):
+                continue  # not one of this library
             row.problem = str(error)
         if row.header:
             row.form, _, row.name = row.header["name"].partition(":")

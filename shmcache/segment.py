@@ -444,7 +444,12 @@ def remove(found: Found) -> None:
     """Remove what `list_segments` found, sound or not."""
     if found.header:
         unlink(found.form, found.name, found.header)
-    elif found.form == "posix":
+        return
+    if found.form == "posix":
         os.unlink(shm_path(found.name))
     else:
         _core.shm_remove(found.shm_id)
+    with contextlib.suppress(OSError):  # the set its name leads to, unless a sound segment uses it
+        sem_id = _core.sem_get(found.shm_key if not found.name else ipc_key(found.form, found.name), 0, 0)
+        if sem_id not in _sets_in_use("") and _core.sem_stat(sem_id)["uid"] == os.geteuid():
+            _core.sem_remove(sem_id)

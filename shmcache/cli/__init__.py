@@ -1,0 +1,21 @@
+"""The command line. Needs typer and rich (the extra `cli`); everything shown is read through `inspect` and the engines."""
+
+import logging
+
+from . import dump, items, look, manage, manual, reports, snapshots, spread, top
+from .app import app
+
+__all__ = ["app", "dump", "items", "look", "main", "manage", "manual", "reports", "snapshots", "spread", "top"]
+
+ORDER = [
+    *("ls", "info", "stats", "dump", "guards", "check", "top", "distribution", "bigkeys", "report"),
+    *("get", "ttl", "set", "delete", "incr", "touch", "clean", "clear", "save", "load", "rm", "gc", "man"),
+]
+"""The order of --help and the manual page: looking first."""
+app.registered_commands.sort(key=lambda entry: ORDER.index(str(entry.name)))
+
+
+def main() -> None:
+    """Run the command of sys.argv; ends by SystemExit with one of output.EXIT_CODES."""
+    logging.getLogger("shmcache").addHandler(logging.NullHandler())  # what goes wrong is told once, by the command
+    app(prog_name="shmcache")

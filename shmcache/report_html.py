@@ -1,0 +1,326 @@
+"""The page of a report: one HTML file that needs nothing else. Charts are inline SVG, colours follow the reader's light or dark.
+
+I1  Whatever comes from a segment is escaped; the page loads nothing, runs no script, and says so in its content policy.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from html import escape as quote
+from typing import Any, Final
+
+from . import inspect
+from .distribution import Histogram
+from .report import Point, Report, hit_ratio
+
+__all__ = ["page"]
+
+STYLE: Final = """
+:root{--ground:#f6f6f3;--card:#fff;--ink:#1d2328;--soft:#68727a;--line:#e2e3de;--live:#2d7f73;--soft-live:#a8d3cb;
+--expired:#d99a2b;--dead:#a3492f;--free:#e4e6e1;--bad:#b3261e;--poor:#b26a00;--note:#4a6785;--a:#2d7f73;--b:#c65f3f}
+@media(prefers-color-scheme:dark){:root{--ground:#14181b;--card:#1c2226;--ink:#e6e9e8;--soft:#93a0a5;--line:#2c3439;
+--live:#4db3a2;--soft-live:#2a5a54;--expired:#e0ab4c;--dead:#d2694b;--free:#39434a;--bad:#ff7b70;--poor:#f0b04a;
+--note:#8fb4d9;--a:#4db3a2;--b:#e58a6a}}*{box-sizing:border-box}body{margin:0;background:var(--ground);
+color:var(--ink);font:15px/1.5 system-ui,sans-serif}main{max-width:1120px;margin:0 auto;padding:32px 20px 64px}
+h1{font-size:28px;margin:0;letter-spacing:-.01em;overflow-wrap:anywhere}h2{font-size:13px;margin:0 0 12px;
+color:var(--soft);font-weight:600;letter-spacing:.04em;text-transform:uppercase}header{display:flex;flex-wrap:wrap;
+align-items:baseline;gap:6px 14px;margin-bottom:20px}header p{margin:0;color:var(--soft);width:100%}
+.chip{border-radius:99px;padding:1px 12px;font-size:13px;font-weight:600;color:var(--card);background:var(--live)}
+.chip.bad{background:var(--bad)}section{background:var(--card);border:1px solid var(--line);border-radius:12px;
+padding:18px 20px;margin-bottom:16px;min-width:0}.tiles{display:grid;grid-template-columns:repeat(auto-fit,
+minmax(128px,1fr));gap:12px;margin-bottom:16px}.tiles section{margin:0}.tiles b{display:block;font-size:24px;
+font-weight:600;letter-spacing:-.02em;font-variant-numeric:tabular-nums}.tiles span{color:var(--soft);font-size:13px}
+.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:0 16px}
+@media(max-width:520px){.two{grid-template-columns:1fr}}.warn{border-left:4px solid var(--note);
+padding:2px 0 2px 14px;margin:0 0 12px}.warn.bad{border-color:var(--bad)}.warn.poor{border-color:var(--poor)}
+.warn b{display:block}.warn p{margin:0;color:var(--soft)}.warn:last-child{margin:0}table{border-collapse:collapse;
+width:100%;font-variant-numeric:tabular-nums}td,th{padding:4px 12px 4px 0;text-align:left;
+border-bottom:1px solid var(--line);white-space:nowrap}th{color:var(--soft);font-weight:500;font-size:13px}
+tr:last-child td{border:0}td.k{max-width:320px;overflow:hidden;text-overflow:ellipsis;font-family:ui-monospace,
+monospace;font-size:13px;white-space:pre}td.n,th.n{text-align:right}.scroll{overflow:auto;max-height:420px}
+svg{display:block;width:100%;height:auto}text{fill:var(--soft);font-size:11px}.legend{display:flex;flex-wrap:wrap;
+gap:4px 18px;color:var(--soft);font-size:13px;margin-top:10px}.legend i{display:inline-block;width:11px;height:11px;
+border-radius:3px;margin-right:6px}.held{color:var(--poor);font-weight:600}.dead,.stopped{color:var(--bad);
+font-weight:600}dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(210px,1fr));gap:8px 18px;margin:0}
+dt{color:var(--soft);font-size:13px}dd{margin:0;overflow-wrap:anywhere}footer{color:var(--soft);font-size:13px}
+"""
+
+
+def page(report: Report) -> str:
+    """The whole page as text (UTF-8)."""
+    name = quote(_plain(report.name))
+    parts = [
+        _head(report), _tiles(report), _warnings(report), _map(report), _traffic(report),
+        f'<div class="two">{_histograms(report)}</div>', f'<div class="two">{_keys(report)}</div>', _guards(report),
+        _settings(report),
+    ]  # fmt: skip
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name} - shmcache</title>'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}"><meta name="color-scheme" content="light dark">'
+        f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{STYLE}</style></head><body><main>'
+        f"{''.join(parts)}<footer>Taken {_when(report.taken)}. Values are not in this page.</footer></main></body></html>\n"
+    )
+
+
+# -- text --
+
+
+def _plain(text: Any) -> str:
+    if isinstance(text, bytes):
+        return "".join(chr(b) if 32 <= b < 127 and b != 92 else f"\\x{b:02x}" for b in text)
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}" for c in str(text))
+
+
+def _bytes(n: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(n) < 1024:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1024
+    return f"{n:.1f} TiB"
+
+
+def _seconds(s: float | None) -> str:
+    if s is None:
+        return "never"
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if s >= size:
+            return f"{s / size:.3g} {unit}"
+    return f"{s:.3g} s"
+
+
+def _when(t: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(t))
+
+
+def _share(x: float | None) -> str:
+    return "-" if x is None else f"{x:.1%}"
+
+
+# -- drawing --
+
+
+def _rect(x: float, y: float, w: float, h: float, fill: str) -> str:
+    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" fill="var(--{fill})"/>'
+
+
+def _text(x: float, y: float, text: str, anchor: str = "middle") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{quote(text)}</text>' if text else ""
+
+
+def _rule(x1: float, x2: float, y: float) -> str:
+    return f'<line x1="{x1}" x2="{x2}" y1="{y}" y2="{y}" stroke="var(--line)"/>'
+
+
+def _svg(width: int, height: int, label: str, inside: str) -> str:
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{quote(label)}">{inside}</svg>'
+
+
+# -- parts --
+
+
+def _head(r: Report) -> str:
+    chip = "chip" if r.status in ("ok", "copy") else "chip bad"
+    made = f"made {_when(inspect.created_at(r.header))} by process {r.header['creator_pid']}"
+    who = f"{len(r.processes)} process{'' if len(r.processes) == 1 else 'es'} attached"
+    return (
+        f'<header><h1>{quote(_plain(r.name))}</h1><span class="{chip}">{quote(r.status)}</span>'
+        f"<p>{quote(r.form)} segment of {quote(r.owner)}, {_bytes(r.header['size'])}, {made}, {who}</p></header>"
+    )
+
+
+def _tiles(r: Report) -> str:
+    s = r.stats
+    used = (s["pages"] - s["pages_free"]) / max(s["pages"], 1)
+    reads, writes = r.rates["hits"] + r.rates["misses"], r.rates["sets"]
+    now = hit_ratio(r.rates["hits"], r.rates["misses"])
+    tiles = [
+        (f"{s['items']:,}", "items"),
+        (_bytes(s["bytes"]), "keys and values"),
+        (_share(used), "of the pages in use"),
+        (_share(hit_ratio(s["hits"], s["misses"])), f"hits since creation, {_share(now)} now"),
+        (f"{reads:,.0f}", "reads a second"),
+        (f"{writes:,.0f}", "sets a second"),
+        (f"{r.rates['evicted']:,.0f}", f"evictions a second, {s['evicted']:,} in all"),
+    ]
+    return '<div class="tiles">' + "".join(f"<section><b>{b}</b><span>{t}</span></section>" for b, t in tiles) + "</div>"
+
+
+def _warnings(r: Report) -> str:
+    if not r.warnings:
+        return '<section><h2>Warnings</h2><p style="margin:0">None: sound, and nothing that costs.</p></section>'
+    rows = (f'<div class="warn {w.level}"><b>{quote(w.title)}</b><p>{quote(w.text)}</p></div>' for w in r.warnings)
+    return f"<section><h2>Warnings</h2>{''.join(rows)}</section>"
+
+
+def _map(r: Report) -> str:
+    """A bar for each shard: live, expired, dead and free bytes of its pages."""
+    page_size, share = r.stats["page_size"], max(r.survey.share, 1e-9)
+    n, width = len(r.shards), 1000
+    row = 22 if n <= 16 else 10 if n <= 64 else 5
+    bars, totals = [], [0.0] * 4
+    for i, shard in enumerate(r.shards):
+        whole = shard["pages"] * page_size
+        free = shard["pages_free"] * page_size
+        dead = min(sum(max(b, 0) for b in shard["lane_dead"]), whole - free)
+        gone = min(r.survey.shard_expired[i] / share, whole - free - dead)
+        parts = (whole - free - dead - gone, gone, dead, free)
+        totals = [a + b for a, b in zip(totals, parts, strict=True)]
+        x, y = 40.0, i * row
+        title = ", ".join(f"{name} {_bytes(b)}" for name, b in zip(_MAP, parts, strict=True))
+        cells = []
+        for name, b in zip(_MAP, parts, strict=True):
+            w = b / whole * (width - 40) if whole else 0
+            cells.append(_rect(x, y, w, row - 3 if row > 5 else row - 1, name))
+            x += w
+        label = _text(32, y + row / 2 + 3, str(i), "end") if row >= 10 and (n <= 16 or i % 8 == 0) else ""
+        bars.append(f"<g><title>shard {i}: {title}, {shard['items']:,} items</title>{label}{''.join(cells)}</g>")
+    legend = "".join(
+        f'<span><i style="background:var(--{name})"></i>{name} {_bytes(b)}</span>' for name, b in zip(_MAP, totals, strict=True)
+    )
+    chart = _svg(width, n * row, "memory map", "".join(bars))
+    return f'<section><h2>Memory by shard</h2>{chart}<div class="legend">{legend}</div></section>'
+
+
+_MAP: Final = ("live", "expired", "dead", "free")
+
+
+def _traffic(r: Report) -> str:
+    if not r.points:
+        return ""
+    title = f"<h2>Traffic over {r.seconds:.1f} s</h2>"
+    reads = [p.rates["hits"] + p.rates["misses"] for p in r.points]
+    writes = [p.rates["sets"] + p.rates["deletes"] for p in r.points]
+    ratios = [hit_ratio(p.rates["hits"], p.rates["misses"]) for p in r.points]
+    charts = _lines("reads and writes a second", r.points, [("reads", "a", reads), ("writes", "b", writes)])
+    charts += _lines("hit ratio in percent", r.points, [("hits", "a", [100 * (x or 0) for x in ratios])], most=100)
+    return f'<section>{title}<div class="two">{charts}</div></section>'
+
+
+def _lines(title: str, points: Sequence[Point], series: list[tuple[str, str, list[float]]], most: float = 0) -> str:
+    top = most or max([1.0, *(v for _, _, values in series for v in values)])
+    width, height, first = 500, 130, points[0].at
+    span = max(points[-1].at - first, 1e-9)
+    lines = []
+    for name, colour, values in series:
+        dots = [
+            (44 + (p.at - first) / span * (width - 50), 8 + (1 - v / top) * (height - 30))
+            for p, v in zip(points, values, strict=True)
+        ]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in dots)
+        area = f"{dots[0][0]:.1f},{height - 22} {path} {dots[-1][0]:.1f},{height - 22}"
+        lines.append(
+            f'<polygon points="{area}" fill="var(--{colour})" opacity=".13"/><polyline points="{path}" fill="none" '
+            f'stroke="var(--{colour})" stroke-width="2" stroke-linejoin="round"><title>{name}</title></polyline>'
+        )
+    axis = "".join(
+        _rule(44, width, y) + _text(38, y + 4, _short(v), "end")
+        for y, v in ((8, top), (8 + (height - 30) / 2, top / 2), (height - 22, 0))
+    )
+    legend = "".join(f'<span><i style="background:var(--{c})"></i>{quote(n)}</span>' for n, c, _ in series)
+    chart = _svg(width, height, title, axis + "".join(lines) + _text(width / 2, height - 4, title))
+    return f'<div>{chart}<div class="legend">{legend if len(series) > 1 else ""}</div></div>'
+
+
+def _short(v: float) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if v >= size:
+            return f"{v / size:.3g}{unit}"
+    return f"{v:.3g}"
+
+
+def _columns(title: str, bars: Iterable[tuple[str, float, str]], note: str = "") -> str:
+    """A column chart of (label, value, tooltip)."""
+    bars = list(bars)
+    width, height = 500, 180
+    most, step = max([v for _, v, _ in bars] or [0]) or 1, (width - 10) / max(len(bars), 1)
+    cells = []
+    for i, (label, value, tip) in enumerate(bars):
+        h = max(value / most * (height - 44), 1.5 if value else 0)
+        x = 5 + i * step
+        bar = _rect(x + 2, height - 24 - h, step - 4, h, "live")
+        number = _text(x + step / 2, height - 29 - h, _short(value) if value else "")
+        cells.append(f"<g><title>{quote(tip)}</title>{bar}{number}{_text(x + step / 2, height - 8, label)}</g>")
+    foot = f'<div class="legend">{quote(note)}</div>' if note else ""
+    chart = _svg(width, height, title, _rule(5, width - 5, height - 24) + "".join(cells))
+    return f"<section><h2>{quote(title)}</h2>{chart}{foot}</section>"
+
+
+def _histograms(r: Report) -> str:
+    seen = r.survey
+    part = "" if seen.share == 1 else f"from {seen.share:.1%} of the segment"
+    ttls = [*_classes(seen.ttls, _seconds), ("never", seen.ttls.never, f"{seen.ttls.never:,} items never expire")]
+    fill = [(str(i), n, f"{n:,} buckets with {i} of 7 entries") for i, n in enumerate(seen.fill)]
+    return (
+        _columns("Value sizes", _classes(seen.sizes, _bytes), part)
+        + _columns("Lifetime left", ttls, part)
+        + _columns("Age of the item's page", _classes(seen.ages, _seconds), part)
+        + _columns("Entries used in a bucket", fill, part)
+    )
+
+
+def _classes(h: Histogram, unit: Any) -> list[tuple[str, float, str]]:
+    rows = list(h.classes())
+    first = next((i for i, row in enumerate(rows) if row[2]), 0)
+    last = max((i for i, row in enumerate(rows) if row[2]), default=len(rows) - 1)
+    shown = []
+    for low, high, n, size in rows[first : last + 1]:
+        label = f"≥ {unit(low)}" if high is None else f"< {unit(high)}"
+        tip = f"{n:,} items, {_bytes(size)}: {unit(low)} up to {'any' if high is None else unit(high)}"
+        shown.append((label.replace(" KiB", "K").replace(".0", "").replace(" B", "").replace(" MiB", "M"), float(n), tip))
+    return shown
+
+
+def _table(head: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> str:
+    """head: (name, cell class); cells are markup already."""
+    top = "".join(f'<th class="{c}">{name}</th>' for name, c in head)
+    body = "".join(
+        "<tr>" + "".join(f'<td class="{c}">{cell}</td>' for (_, c), cell in zip(head, row, strict=True)) + "</tr>" for row in rows
+    )
+    return f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>'
+
+
+def _keys(r: Report) -> str:
+    head = [("key", "k"), ("type", ""), ("size", "n"), ("use", "n"), ("lifetime left", "n")]
+
+    def table(title: str, items: Any) -> str:
+        rows = (
+            (quote(_plain(i.key)), quote(i.type), _bytes(i.size), str(i.use), _seconds(i.ttl)) for i in items if i.key is not None
+        )
+        return f"<section><h2>{title}</h2>{_table(head, rows)}</section>"
+
+    return table("Largest", r.survey.biggest) + table("Most used", r.survey.hottest)
+
+
+def _guards(r: Report) -> str:
+    head = [("shard", ""), ("state", ""), ("owner", ""), ("lives", ""), ("since", ""), ("recoveries", "n"), ("leases", "n"),
+            ("items", "n"), ("free pages", "n")]  # fmt: skip
+    lives = {True: "yes", False: "no", None: "-"}
+    rows = (
+        (
+            str(g.shard), f'<span class="{g.state}">{g.state}</span>', f"{g.pid} {quote(_plain(g.command))}" if g.pid else "-",
+            lives[g.alive], _when(g.started) if g.started else "-", f"{g.recoveries:,}", str(g.leases), f"{g.items:,}",
+            f"{g.pages_free:,}",
+        )
+        for g in r.guards
+    )  # fmt: skip
+    s = r.stats
+    totals = f"{s['guard_waits']:,} waits, {s['guard_timeouts']:,} timeouts, {s['recoveries']:,} recoveries in all"
+    return f'<section><h2>Guards</h2>{_table(head, rows)}<div class="legend">{totals}</div></section>'
+
+
+def _settings(r: Report) -> str:
+    h, told = r.header, dict(r.settings)
+    for name in ("size", "max_value", "item_size"):
+        told[name] = _bytes(told[name])
+    told["clean_period"], told["default_ttl"] = _seconds(told["clean_period"]), _seconds(told["default_ttl"])
+    told["secure_delete"] = "yes" if told["secure_delete"] else "no"
+    told["perms"] = f"{told['perms']:04o}"
+    told["layout version"] = h["layout_version"]
+    told["page size"] = _bytes(h["page_size"])
+    told["semaphores"] = f"{h['sem_id']} ({r.semaphores})"
+    told["uuid"] = h["uuid"].hex()
+    told["processes"] = ", ".join(f"{p.pid} {p.command}" for p in r.processes) or "none"
+    rows = "".join(f"<div><dt>{quote(name)}</dt><dd>{quote(_plain(value))}</dd></div>" for name, value in told.items())
+    return f"<section><h2>Settings</h2><dl>{rows}</dl></section>"
