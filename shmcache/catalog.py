@@ -18,7 +18,7 @@ from typing import Any, Final
 from . import _core
 from .errors import LayoutMismatch, SegmentInvalid
 
-__all__ = ["Found", "explicit_key", "full_name", "gc", "ipc_key", "list_segments", "shm_path"]
+__all__ = ["Found", "explicit_key", "full_name", "gc", "ipc_key", "list_segments", "shm_path", "sysvipc"]
 
 SHM_DIR: Final = "/dev/shm"
 PREFIX: Final = "shmcache."
@@ -53,8 +53,10 @@ def ipc_key(form: str, name: str) -> int:
 
 def explicit_key(name: str) -> int | None:
     """The key that a sysv name like 0x53484d43 stands for, else None."""
-    if not re.fullmatch(r"0[xX][0-9a-fA-F]{1,8}", name):
+    if not re.fullmatch(r"0[xX][0-9a-fA-F]+", name):
         return None
+    if len(name) > 10:
+        raise ValueError(f"segment name: a key from 0x1 to 0xffffffff wanted, {name!r} found")
     key = int(name, 16)
     if key == 0:
         raise ValueError(f"segment name: a key from 0x1 to 0xffffffff wanted, {name!r} found")
@@ -96,7 +98,7 @@ def _posix() -> list[Found]:
     return rows
 
 
-def _sysvipc(what: str) -> list[dict[str, int]]:
+def sysvipc(what: str) -> list[dict[str, int]]:
     try:
         with open(f"/proc/sysvipc/{what}") as f:
             names = f.readline().split()
@@ -108,7 +110,7 @@ def _sysvipc(what: str) -> list[dict[str, int]]:
 
 def _sysv() -> list[Found]:
     rows = []
-    for line in _sysvipc("shm"):
+    for line in sysvipc("shm"):
         if line["size"] < _core.MIN_SIZE:
             continue
         row = Found("sysv", "", line["uid"], line["perms"] & 0o777, line["size"])
@@ -156,7 +158,7 @@ def gc(grace: float = GRACE, *, dry_run: bool = False) -> list[str]:
     found = list_segments()
     used = {f.header["sem_id"] for f in found if f.header}
     keys = {((ipc_key(f.form, f.name) + i) & 0x7FFFFFFF) or 1 for f in found for i in range(16)}
-    for line in _sysvipc("sem"):
+    for line in sysvipc("sem"):
         key, sem_id = line["key"] & 0xFFFFFFFF, line["semid"]
         ours = key & 0xFF000000 == ANON_KEYS or key in keys
         if not ours or sem_id in used or line["uid"] != uid or now - line["ctime"] < grace:

@@ -20,6 +20,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Generator
+from contextvars import ContextVar
 from datetime import date, timedelta
 from datetime import time as daytime
 from decimal import Decimal
@@ -30,7 +31,7 @@ from uuid import UUID
 
 from .arguments import DEFAULT, MAX_TTL, MISS, Key, Ttl, check_key, key_text, lifetime
 from .engine import Capability, Engine
-from .errors import LockTimeout
+from .errors import LockTimeout, ShmCacheError
 from .namespace import Namespace
 
 __all__ = ["CacheInfo", "Lock", "Memoized", "Namespace", "get_or_set", "memoize"]
@@ -72,14 +73,18 @@ def get_or_set(
     step, name, answer = _next(steps)
     while step is not _DONE:
         if step is _WAIT:
+            _refuse_own_key(home, name, steps)
             home._lease_wait(name, _POLL)
             step, name, answer = _next(steps)
             continue
+        mark = _filling.set(_filling.get() | {(id(home), name)})
         try:
             value = factory()
         except BaseException:
             steps.close()
             raise
+        finally:
+            _filling.reset(mark)
         step, name, answer = _next(steps, (value,))
     return answer
 
@@ -88,22 +93,36 @@ async def _get_or_set_async(
     engine: Engine, key: Key, factory: Callable[[], Any], ttl: Ttl, lease: float, grace: float
 ) -> Any:
     """get_or_set for a coroutine function: waits by asyncio.sleep, 1 to 50 ms, and lets the loop run."""
-    _, steps = _begin(engine, key, ttl, lease, grace)
+    home, steps = _begin(engine, key, ttl, lease, grace)
     pause = 0.001
-    step, _, answer = _next(steps)
+    step, name, answer = _next(steps)
     while step is not _DONE:
         if step is _WAIT:
+            _refuse_own_key(home, name, steps)
             await asyncio.sleep(pause)
             pause = min(pause * 2, 0.05)
-            step, _, answer = _next(steps)
+            step, name, answer = _next(steps)
             continue
+        mark = _filling.set(_filling.get() | {(id(home), name)})
         try:
             value = await factory()
         except BaseException:
             steps.close()
             raise
-        step, _, answer = _next(steps, (value,))
+        finally:
+            _filling.reset(mark)
+        step, name, answer = _next(steps, (value,))
     return answer
+
+
+_filling: ContextVar[frozenset[tuple[int, bytes]]] = ContextVar("shmcache filling", default=frozenset())
+"""Leases this thread or task holds as a filler: asking for one of them again would wait for oneself."""
+
+
+def _refuse_own_key(home: Engine, name: bytes, steps: _Steps) -> None:
+    if (id(home), name) in _filling.get():
+        steps.close()
+        raise ShmCacheError("get_or_set: a factory that asks for other keys wanted, one that asks for its own found")
 
 
 _Steps = Generator[tuple[str, bytes], "tuple[Any] | None", Any]

@@ -37,6 +37,7 @@ from .catalog import (
     ipc_key,
     list_segments,
     shm_path,
+    sysvipc,
 )
 from .errors import LayoutMismatch, NoSpace, NotSupported, SegmentInvalid, SegmentNotOurs, ShmCacheError
 from .wish import Wish, check_header, refuse_mode, refuse_owner
@@ -307,6 +308,7 @@ def _make_shm(wish: Wish, key: int | None) -> int:
             sysv_ipc.IPC_PRIVATE if key is None else key, sysv_ipc.IPC_CREX, wish.perms, size, init_character=b"\0"
         )
     except (MemoryError, ValueError, OSError) as error:
+        _remove_unattached(key or 0, size)
         raise NoSpace(
             f"segment {wish.name}: {size} bytes of System V memory wanted, refused found ({error}); see kernel.shmmax, "
             "kernel.shmall and kernel.shmmni"
@@ -319,6 +321,21 @@ def _make_shm(wish: Wish, key: int | None) -> int:
         uid, gid = (os.geteuid() if wish.uid < 0 else wish.uid), (os.getegid() if wish.gid < 0 else wish.gid)
         _core.shm_owner(shm_id, uid, gid, wish.perms)
     return shm_id
+
+
+def _remove_unattached(key: int, size: int) -> None:
+    """sysv_ipc has made the segment when attaching it fails, and keeps its id to itself."""
+    for row in sysvipc("shm"):
+        mine = row["cpid"] == os.getpid() and row["nattch"] == 0 and row["size"] == size
+        if mine and row["key"] & 0xFFFFFFFF == key & 0xFFFFFFFF:
+            with contextlib.suppress(OSError):
+                _core.shm_remove(row["shmid"])
+
+
+def no_memory(name: str, size: int, error: OSError) -> NoSpace:
+    return NoSpace(
+        f"segment {name}: {size} bytes of address space wanted, refused found ({error.strerror}); see `ulimit -v`"
+    )
 
 
 def _create_sysv(wish: Wish, sem_id: int, sem_key: int) -> None:
@@ -367,7 +384,12 @@ def open_segment(form: str, name: str, options: dict[str, Any], like: dict[str, 
     """
     wish = Wish(form, name, options, like)
     if form == "anon":
-        return _open_anon(wish)
+        try:
+            return _open_anon(wish)
+        except OSError as error:
+            if error.errno == errno.ENOMEM:
+                raise no_memory(name, wish.plan["size"], error) from error
+            raise
     attach, create = (_attach_posix, _create_posix) if form == "posix" else (_attach_sysv, _create_sysv)
     until, made = time.monotonic() + PATIENCE, False
     while True:
@@ -398,6 +420,8 @@ def open_segment(form: str, name: str, options: dict[str, Any], like: dict[str, 
                         _core.sem_remove(sem_id)
                     raise
         except OSError as error:
+            if error.errno == errno.ENOMEM:
+                raise no_memory(name, wish.plan["size"], error) from error
             if error.errno not in _RETRY or time.monotonic() > until:
                 raise
 

@@ -167,3 +167,33 @@ def test_a_live_scribbler_costs_misses_not_processes(unique_name):
     assert codes == [0, 0]
     engine.unlink()
     engine.close()
+
+
+def test_a_factory_that_asks_for_its_own_key(cache):
+    """It meets a typed error at once, and the key can be filled afterwards."""
+
+    def factory():
+        return cache.get_or_set("r", factory)
+
+    with pytest.raises(shmcache.ShmCacheError, match="own"):
+        cache.get_or_set("r", factory)
+    assert cache.get_or_set("r", lambda: 1) == 1
+
+
+@pytest.mark.parametrize("call", ["pop", "gat"])
+def test_a_codec_that_rewrites_what_it_decodes(unique_name, call):
+    """pop and gat give up after 1,000 tries when the item changes under each of them."""
+
+    class Codec:
+        def encode(self, value):
+            return 0x28, b"x"
+
+        def decode(self, flags, data):
+            engine.set("a", {})
+            return 5
+
+    engine = shmcache.open(f"anon:{unique_name()}://", size="1M", codec=Codec())
+    engine.set("a", {})
+    with pytest.raises(shmcache.LockTimeout, match="1000"):
+        getattr(engine, call)("a")
+    engine.close()

@@ -25,7 +25,7 @@ root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: another user's 
 def left(name: str) -> list[str]:
     rows = [f.name for f in catalog.list_segments() if f.name == name]
     keys = {catalog.ipc_key(form, name) for form in FORMS}
-    sets = [line["semid"] for line in catalog._sysvipc("sem") if line["key"] & 0xFFFFFFFF in keys]
+    sets = [line["semid"] for line in catalog.sysvipc("sem") if line["key"] & 0xFFFFFFFF in keys]
     return rows + [f"set {i}" for i in sets]
 
 
@@ -435,10 +435,14 @@ def test_removal_by_an_outsider_is_noticed(url, what):
         os.unlink(catalog.shm_path(found.name))
     else:
         _core.shm_remove(found.shm_id)
-    with pytest.raises(shmcache.GuardLost):
+
+    def writes():
         for _ in range(100):
             cache.set("k", 2)
             time.sleep(0.05)
+
+    with pytest.raises(shmcache.GuardLost):
+        writes()
     assert cache.get("k") == 2
     with pytest.raises(shmcache.GuardLost):
         cache.incr("n")
@@ -449,13 +453,13 @@ def test_removal_by_an_outsider_is_noticed(url, what):
 
 def test_anonymous_segments_leave_nothing():
     """Closing the last user of anon:// removes its semaphores; the kernel frees the memory."""
-    before = {line["semid"] for line in catalog._sysvipc("sem")}
+    before = {line["semid"] for line in catalog.sysvipc("sem")}
     cache = shmcache.open(f"anon:t{os.getpid()}://", size="1M")
     run_child(lambda: cache.set("child", 1))
     assert cache["child"] == 1
     header = cache._header()
     cache.close()
-    assert header["sem_id"] not in {line["semid"] for line in catalog._sysvipc("sem")} - before
+    assert header["sem_id"] not in {line["semid"] for line in catalog.sysvipc("sem")} - before
     with pytest.raises(OSError, match=r"(?i)invalid|removed"):
         _core.sem_stat(header["sem_id"])
 
@@ -559,3 +563,38 @@ def test_small_tmpfs_never_gives_sigbus():
     if code == 77:
         pytest.skip("needs the right to make a mount namespace")
     assert code == 0
+
+
+@pytest.mark.parametrize("form", ["posix", "sysv", "anon"])
+def test_a_refused_mapping_leaves_nothing(form):
+    """Under ulimit -v a segment that cannot be mapped is NoSpace with its size; neither memory nor semaphores are left."""
+    name = f"t{os.getpid()}-vm"
+    url = f"{form}:///{name}" if form != "anon" else f"anon:{name}://"
+
+    def body():
+        import resource
+
+        import posix_ipc
+        import sysv_ipc
+
+        assert posix_ipc
+        assert sysv_ipc
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
+        resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20), used + (100 << 20)))
+        with pytest.raises(NoSpace, match="419430400"):
+            shmcache.open(url, size="400M")
+
+    before = {line["semid"] for line in catalog.sysvipc("sem")}
+    run_child(body)
+    assert left(name) == []
+    assert not [f for f in catalog.sysvipc("shm") if f["size"] == 419430400]
+    after = {line["semid"] for line in catalog.sysvipc("sem") if line["key"] & 0xFF000000 == catalog.ANON_KEYS}
+    assert form != "anon" or not after - before
+
+
+def test_refused_pickle_creates_nothing(unique_name):
+    """codec=pickle with wide permissions is refused before the segment is made."""
+    name = unique_name()
+    with pytest.raises(shmcache.NotSupported, match="0666"):
+        shmcache.open(f"posix:///{name}", size="1M", perms="0666", codec="pickle")
+    assert left(name) == []

@@ -12,6 +12,8 @@
 #include "heap.h"
 #include <stdlib.h>
 
+#define FLAT_SHARE 16u /* items up to this part of a page never straddle two: at most 3 % of memory is lost to tails */
+
 int sc_item_gather(const sc_table_t *t, const sc_shard_t *s, const sc_item_t *it, u32 skip, void *dst, u32 n)
 {
     u8 *out = (u8 *)dst;
@@ -237,7 +239,7 @@ u32 sc_heap_need(const sc_table_t *t, const sc_shard_t *s, u32 lane, u32 total)
         rem = t->page_size - SC_POS_OFF(tail);
     if (rem >= total)
         return 0;
-    if (total <= t->page_size / 8 || rem < 64)
+    if (total <= t->page_size / FLAT_SHARE || rem < 64)
         rem = 0;
     return (total - rem + t->page_size - 1) >> t->page_shift;
 }
@@ -257,7 +259,7 @@ int sc_heap_reserve_guarded(sc_op_t *op, u32 lane, u32 total, sc_room_t *r)
         /* C0: what follows on a flushed page would count as flushed too */
         int flushed = ends.tail_seq <= SC_LD(&s->hard->flush_seq);
         rem = pg - off;
-        if (flushed || (rem < total && (total <= pg / 8 || rem < 64))) {
+        if (flushed || (rem < total && (total <= pg / FLAT_SHARE || rem < 64))) {
             if (rem > 0) /* beyond the tail: read only once the tail has passed it */
                 SC_ST((u64 *)(void *)sc_at(t, s, page, off), 0);
             rem = 0;

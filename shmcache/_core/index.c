@@ -33,6 +33,14 @@ int sc_coarse_due(const sc_table_t *t, u32 coarse, u64 now)
     return (at + 255u - (coarse - 1u)) % 255u < 128u;
 }
 
+/* R3: the displacement that was killed may not have raised `moves`; a reader between its two looks must see a change. */
+static void clear_twin(sc_shard_t *s, u64 *p, u32 b1, u32 b2)
+{
+    SC_ST_REL(&s->buckets[b1].moves, (u8)(SC_LD(&s->buckets[b1].moves) + 1u));
+    SC_ST_REL(&s->buckets[b2].moves, (u8)(SC_LD(&s->buckets[b2].moves) + 1u));
+    SC_ST_REL(p, 0);
+}
+
 /* The entry that points at (page, off) in the buckets of hash h; a second equal one is cleared. */
 u64 *sc_index_place_guarded(sc_op_t *op, u64 h, u32 page, u32 off, u32 *bucket, u32 *slot)
 {
@@ -46,7 +54,7 @@ u64 *sc_index_place_guarded(sc_op_t *op, u64 h, u32 page, u32 off, u32 *bucket, 
             if (SC_ENTRY_PLACE(SC_LD(p)) != place)
                 continue;
             if (found != NULL) {
-                SC_ST_REL(p, 0);
+                clear_twin(op->s, p, sc_home_of(h, t->n_buckets), b2);
                 continue;
             }
             found = p;
@@ -83,7 +91,7 @@ u64 *sc_index_find_guarded(sc_op_t *op, const sc_key_t *k, sc_item_t *it, u32 *b
             if (here.klen != k->len || !sc_item_key_is(t, s, &here, k->p))
                 continue;
             if (found != NULL) {
-                SC_ST_REL(p, 0);
+                clear_twin(s, p, k->b1, k->b2);
                 continue;
             }
             found = p;

@@ -540,6 +540,11 @@ static int core_exec(PyObject *module)
     core_state *st = (core_state *)PyModule_GetState(module);
     if (import_all(st) != 0)
         return -1;
+    PyObject *probe = PyBytes_FromStringAndSize("probe", 5);
+    if (probe == NULL)
+        return -1;
+    st->bytes_off = PyBytes_AsString(probe) - (char *)probe;
+    Py_DECREF(probe);
     PyType_Slot slots[] = {
         {Py_tp_doc, (void *)"One attached segment; every public method is one atomic operation. See shmcache.engine."},
         {Py_tp_new, (void *)table_new},
@@ -578,16 +583,16 @@ static int core_exec(PyObject *module)
 static int core_traverse(PyObject *module, visitproc visit, void *arg)
 {
     core_state *st = (core_state *)PyModule_GetState(module);
-    PyObject **p = (PyObject **)(void *)st;
-    for (size_t i = 0; st != NULL && i < sizeof *st / sizeof *p; i++)
+    PyObject **p = st == NULL ? NULL : &st->table_type;
+    for (size_t i = 0; st != NULL && i < (sizeof *st - offsetof(core_state, table_type)) / sizeof *p; i++)
         Py_VISIT(p[i]);
     return 0;
 }
 static int core_clear(PyObject *module)
 {
     core_state *st = (core_state *)PyModule_GetState(module);
-    PyObject **p = (PyObject **)(void *)st;
-    for (size_t i = 0; st != NULL && i < sizeof *st / sizeof *p; i++)
+    PyObject **p = st == NULL ? NULL : &st->table_type;
+    for (size_t i = 0; st != NULL && i < (sizeof *st - offsetof(core_state, table_type)) / sizeof *p; i++)
         Py_CLEAR(p[i]);
     return 0;
 }

@@ -14,6 +14,7 @@
 #define RC_PYERR (-100) /* a Python error is set */
 
 typedef struct {
+    Py_ssize_t bytes_off; /* of a bytes object's data, measured once: the accessor is a call, and this is the hot path */
     PyObject *table_type, *miss, *dflt, *check_key, *lifetime, *check_number, *str_encode, *str_decode, *str_fast;
     PyObject *Error, *KeyTooLong, *ValueTooLarge, *NoSpace, *LockTimeout, *GuardLost, *TooManyWorkers, *SegmentNotOurs,
         *NotANumber, *CounterOverflow, *NotSupported, *LayoutMismatch, *SegmentInvalid;
@@ -69,6 +70,7 @@ int deadline_of(table_obj *self, PyObject *ttl, PyObject *expire_at, u64 *out);
 PyObject *raise_rc(table_obj *self, sc_table_t *t, int rc, const pykey *k);
 PyObject *read_value(table_obj *self, pykey *k, sc_found_t *f, int count, int grace, sc_token_t *token);
 int closed_error(table_obj *self);
+void moved_error(table_obj *self);
 int args_parse(const char *fn, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, const char *const *names,
                int n_pos, int n_names, int n_required, PyObject **out);
 PyObject *key_object(const u8 *p, u32 len);
@@ -86,6 +88,11 @@ int dict_put(PyObject *d, const char *name, PyObject *value); /* takes the refer
         sc_table_t *t = (held)->t;                                                                   \
         i64 wait = 0, until_ = 0;                                                                    \
         for (;;) {                                                                                   \
+            if (SC_UNLIKELY((self)->map != (held))) { /* closed or attached anew meanwhile */         \
+                moved_error(self);                                                                   \
+                rc = RC_PYERR;                                                                       \
+                break;                                                                               \
+            }                                                                                        \
             if (wait == 0 && !(big)) {                                                               \
                 rc = (CALL);                                                                         \
             } else {                                                                                 \
@@ -96,11 +103,6 @@ int dict_put(PyObject *d, const char *name, PyObject *value); /* takes the refer
             if (SC_LIKELY(rc != SC_BUSY))                                                            \
                 break;                                                                               \
             if (PyErr_CheckSignals() != 0) {                                                         \
-                rc = RC_PYERR;                                                                       \
-                break;                                                                               \
-            }                                                                                        \
-            if ((self)->map != (held)) {                                                             \
-                closed_error(self);                                                                  \
                 rc = RC_PYERR;                                                                       \
                 break;                                                                               \
             }                                                                                        \

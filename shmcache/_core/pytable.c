@@ -55,6 +55,16 @@ int closed_error(table_obj *self)
     return -1;
 }
 
+/* The mapping a call began on is not the engine's any more. */
+void moved_error(table_obj *self)
+{
+    if (self->map == NULL)
+        closed_error(self);
+    else
+        PyErr_SetString(self->st->GuardLost, "segment: the one the call began on wanted, another one found after reattach(); "
+                                             "nothing was stored");
+}
+
 /* The bytes of a key, prefix included; they live as long as the key object, or in out. */
 int key_init(table_obj *self, PyObject *key, pykey *out)
 {
@@ -321,6 +331,10 @@ PyObject *raise_rc(table_obj *self, sc_table_t *t, int rc, const pykey *k)
         return PyErr_Format(st->NotANumber, "counter: int wanted, another type found");
     case SC_OVERFLOW:
         return PyErr_Format(st->CounterOverflow, "counter: -2**63 to 2**63-1 wanted, a result beyond found");
+    case SC_CHANGED:
+        return PyErr_Format(st->LockTimeout, "item: unchanged between read and write once in %d tries wanted, changed by others "
+                                             "each time found",
+                            READ_TRIES);
     case SC_READONLY:
         return PyErr_Format(st->NotSupported, "segment %s: attached for writing wanted, mode=\"r\" found", t->h.name);
     default: {
@@ -357,7 +371,7 @@ PyObject *read_value(table_obj *self, pykey *k, sc_found_t *f, int count, int gr
         if (type == SC_T_BYTES || type >= SC_T_BIGINT) {
             if ((bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)f->it.vlen)) == NULL)
                 return NULL;
-            buf = (u8 *)PyBytes_AsString(bytes);
+            buf = (u8 *)bytes + self->st->bytes_off;
         } else if (f->it.vlen > sizeof stack && (buf = (u8 *)PyMem_Malloc(f->it.vlen)) == NULL) {
             return PyErr_NoMemory();
         }
@@ -756,8 +770,12 @@ static PyObject *join(table_obj *self, const char *fn, args_t args, Py_ssize_t n
     if (key_init(self, a[0], &k) != 0)
         return NULL;
     PyObject *r = NULL;
-    for (;;) {
+    for (int tries = 0;; tries++) {
         sc_found_t f;
+        if (tries == READ_TRIES) {
+            raise_rc(self, k.m->t, SC_CHANGED, &k);
+            break;
+        }
         PyObject *old = read_value(self, &k, &f, 1, 0, NULL);
         if (old == NULL) {
             r = PyErr_Occurred() ? NULL : Py_NewRef(Py_False);
@@ -882,9 +900,13 @@ static PyObject *table_pop(PyObject *o, args_t args, Py_ssize_t nargs, PyObject 
     pykey k;
     if (key_init(self, a[0], &k) != 0)
         return NULL;
-    PyObject *r;
-    for (;;) {
+    PyObject *r = NULL;
+    for (int tries = 0;; tries++) {
         sc_found_t f;
+        if (tries == READ_TRIES) {
+            raise_rc(self, k.m->t, SC_CHANGED, &k);
+            break;
+        }
         PyObject *v = read_value(self, &k, &f, 0, 0, NULL);
         if (v == NULL) {
             r = or_default(counted(&k, NULL), a[1]);
@@ -967,9 +989,13 @@ static PyObject *table_gat(PyObject *o, args_t args, Py_ssize_t nargs, PyObject 
     if (args_parse("gat", args, nargs, kwnames, names, 3, 4, 1, a) != 0 || deadline_of(self, a[1], a[3], &deadline) != 0 ||
         key_init(self, a[0], &k) != 0)
         return NULL;
-    PyObject *r;
-    for (;;) {
+    PyObject *r = NULL;
+    for (int tries = 0;; tries++) {
         sc_found_t f;
+        if (tries == READ_TRIES) {
+            raise_rc(self, k.m->t, SC_CHANGED, &k);
+            break;
+        }
         PyObject *v = read_value(self, &k, &f, 1, 0, NULL);
         if (v == NULL) {
             r = or_default(counted(&k, NULL), a[2]);

@@ -265,7 +265,7 @@ int sc_see(sc_table_t *t, u32 group, u32 where, u64 e, sc_seen_t *out, u8 *keybu
     if (!sc_place_ok(t, page, off))
         return SC_CHANGED;
     u64 m = SC_LD_ACQ(&s->life[page]);
-    if (SC_LD(entry) != e || SC_LIFE_SEQ(m) <= SC_LD(&s->hard->flush_seq))
+    if (SC_LD_ACQ(entry) != e || SC_LIFE_SEQ(m) <= SC_LD(&s->hard->flush_seq))
         return SC_AGAIN;
     sc_item_t it;
     u32 skip, check = 0;

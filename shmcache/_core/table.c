@@ -74,7 +74,7 @@ static inline int get_begin(sc_table_t *t, const sc_key_t *k, sc_found_t *f, int
                 SC_PREFETCH(sc_at(t, s, page, off) + SC_LINE);
                 SC_PREFETCH(sc_at(t, s, page, off) + 2 * SC_LINE);
                 u64 m = SC_LD_ACQ(&s->life[page]);
-                if (SC_UNLIKELY(SC_LD(&bucket->entry[i]) != e))
+                if (SC_UNLIKELY(SC_LD_ACQ(&bucket->entry[i]) != e)) /* acquire: equal bits of a later item bring its bytes */
                     goto again;
                 if (SC_UNLIKELY(SC_LIFE_SEQ(m) <= SC_LD(&s->hard->flush_seq)))
                     continue;
@@ -91,6 +91,8 @@ static inline int get_begin(sc_table_t *t, const sc_key_t *k, sc_found_t *f, int
                     SC_FENCE_ACQ();
                     if (SC_UNLIKELY(SC_LD_ACQ(&bucket->entry[i]) != e || SC_LD(&s->life[page]) != m))
                         goto again; /* R1 */
+                    if (expired && SC_LD((u64 *)(void *)sc_at(t, s, page, off) + 1) != it->w1)
+                        goto again; /* touched before the clock was read */
                 }
                 if (SC_UNLIKELY(!sound)) {
                     sc_count(t, SC_ST_CORRUPT, 1);

@@ -7,12 +7,13 @@ not hot. Drivers: the C extension; posix_ipc and sysv_ipc for creating and remov
 from __future__ import annotations
 
 import atexit
+import errno
 import weakref
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from .. import _core, segment, url, wish
-from ..codec import PickleCodec, codec_option, get_codec
+from ..codec import Codec, PickleCodec, codec_option, get_codec
 from ..engine import Capability, Engine
 from ..errors import GuardLost, NotSupported
 from ..url import Parser, Url
@@ -103,15 +104,20 @@ class ShmEngine(_core.Table, Engine):
     def _open(self, like: dict[str, Any] | None = None) -> None:
         options = self._options
         codec = get_codec(options.get("codec", "msgpack"))
+        self._refuse_pickle(codec, options.get("perms", 0o600))
         att = segment.open_segment(self._form, self._name, options, like)
         try:
-            perms = att.header["perms"]
-            if isinstance(codec, PickleCodec) and perms & 0o077:
-                raise NotSupported(f"codec=pickle: a private segment (perms 0600) wanted, 0{perms:o} found")
+            self._refuse_pickle(codec, att.header["perms"])
             self._attach(
                 att.fd, att.shm_id, att.size, att.sem_id, options.get("mode") == "r", att.path,
                 options.get("hugepages") == "try", bool(options.get("prefault")),
             )  # fmt: skip
+        except BaseException as error:
+            if att.created:  # nothing of a failed opening is left
+                segment.unlink(self._form, self._name, att.header)
+            if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+                raise segment.no_memory(self._name, att.size, error) from error
+            raise
         finally:
             att.close()
             if att.form == "anon":
@@ -124,6 +130,11 @@ class ShmEngine(_core.Table, Engine):
         self._closed = False
         if self._form == "anon":
             _anonymous.add(self)
+
+    @staticmethod
+    def _refuse_pickle(codec: Codec, perms: int) -> None:
+        if isinstance(codec, PickleCodec) and perms & 0o077:
+            raise NotSupported(f"codec=pickle: a private segment (perms 0600) wanted, 0{perms:o} found")
 
     def close(self) -> None:
         """Detach; nobody else notices. The last user of an anonymous segment takes its semaphores along."""
