@@ -59,9 +59,9 @@ FORMS = [
         for scheme, url in (("posix", "posix:///{name}"), ("sysv", "sysv:///{name}"), ("anon", "anon:{name}://"))
         for guard in ("fast", "semaphore")
     ),
-    Form("memcached", "memcached:{name}://{server}/", server="memcached_server",
+    Form("memcached", "memcached:{name}://{server}/", {"health": "no"}, server="memcached_server",
          small_option="max_item", **SLOW),
-    Form("redis", "redis:{name}://{server}/0", server="redis_server", **SLOW),
+    Form("redis", "redis:{name}://{server}/0", {"health": "no"}, server="redis_server", **SLOW),
     Form("tiered", "tiered:{name}://?l1={l1}&l2={l2}"),
 ]  # fmt: skip
 
@@ -204,6 +204,19 @@ def _descriptors() -> Counter[str]:
         with contextlib.suppress(OSError):
             found[re.sub("[0-9]+", "", os.readlink(path))] += 1
     return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _health_of_this_session() -> Iterator[None]:
+    """Engines that share their servers' health by default do so in a segment of this session, removed at its end."""
+    from shmcache import health
+
+    name, usual = new_name(), health.default_url
+    health.default_url = lambda: f"posix:///{name}?size=1M&item_size=512"
+    yield
+    health.default_url = usual
+    with contextlib.suppress(FileNotFoundError), shmcache.open(f"posix:last{name}:///{name}", mode="a") as left:
+        left.unlink()
 
 
 @pytest.fixture(scope="session", autouse=True)

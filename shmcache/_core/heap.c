@@ -297,10 +297,11 @@ void sc_heap_write_guarded(sc_op_t *op, sc_room_t *r, const void *src, u32 n)
     const u8 *p = (const u8 *)src;
     while (n > 0) {
         if (r->cur_off == op->t->page_size) {
-            r->cur_page = SC_LD(&op->s->next[r->cur_page]);
-            r->cur_off = 0;
-            if (r->cur_page >= op->t->n_pages)
+            u32 page = SC_LD(&op->s->next[r->cur_page]);
+            if (page >= op->t->n_pages)
                 return; /* somebody scribbled over the chain made a moment ago; the check will not match */
+            r->cur_page = page;
+            r->cur_off = 0;
         }
         u32 room = op->t->page_size - r->cur_off, step = n < room ? n : room;
         sc_move(sc_at(op->t, op->s, r->cur_page, r->cur_off), p, step);

@@ -1,24 +1,27 @@
 """redis:// rediss:// redis+unix:// redis+cluster:// - Redis, one server or a cluster. Driver: redis-py.
 
-I1  An operation is one command or one script; the many-key calls are one of these for each key. The driver
-    never sends anything twice, so no counter counts double. A script is sent whole only after the server
-    said that it does not know it.
-I2  What the server could not answer is EngineDown (or the answer of on_down=miss). Of a write that met it in
+I1  The driver never sends anything twice, so no counter counts double. A script goes by its hash; its text is
+    sent after the server said that it does not know it, that is, did nothing.
+I2  What the server does not answer is EngineDown (or the answer of on_down=miss). Of a write that met it in
     mid-reply nobody knows whether it was done.
 I3  Sockets belong to the process that opened them: a forked child opens its own.
 I4  The driver's exceptions are `__cause__` only, and no message has a value or a password in it.
+I5  A server that did not answer one worker of this machine is down for all of them (health.py): they get
+    EngineDown at once, and one asks it again per retry interval.
 
-Bytes and scripts: redis_wire.py. `clear`, iteration and `len` walk the keys under `prefix`; without one that is
-the whole database, which then should be this cache's own. Locks and counters need a server that does not
-evict them: `maxmemory-policy noeviction` or volatile-ttl with memory to spare.
+What is sent: redis_items.py; how it lies there: redis_wire.py. `clear`, iteration and `len` walk the keys
+under `prefix`; without one that is the whole database, which then should be this cache's own. Locks and
+counters want a server that does not evict them: `maxmemory-policy noeviction`.
 """
 
 from __future__ import annotations
 
-import logging
-import math
+import contextlib
+import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Final
 
 import redis
@@ -28,38 +31,47 @@ from redis.cluster import ClusterNode, RedisCluster
 from redis.retry import Retry
 
 from .. import url as _url
-from ..arguments import DEFAULT, MISS, Key, Ttl, check_key, check_number, compile_glob, lifetime
-from ..codec import BYTES, STR, Codec, codec_option, get_codec, pack
-from ..engine import Capability, Engine
-from ..errors import CounterOverflow, EngineDown, NoSpace, NotANumber, ShmCacheError, ValueTooLarge
+from ..arguments import lifetime
+from ..codec import Codec, codec_option, get_codec
+from ..engine import Engine
+from ..errors import EngineDown, NoSpace, ShmCacheError
+from ..health import RETRY_INTERVAL, Health, OnChange, Ticket, health_option
 from ..url import Host, Parser, Url
 from . import redis_wire as wire
+from .redis_items import RAISE, RedisItems, any_form
+from .redis_link import timed
 
 __all__ = ["RedisEngine"]
-
-_log = logging.getLogger("shmcache")
 
 PORT: Final = 6379
 MAX_VALUE: Final = 512 * 2**20 - 2**16
 """Default of max_value: the server's limit (proto-max-bulk-len, 512 MiB) less room for what stands before."""
-CHUNK: Final = 500
-"""Keys in one message of a many-key call, and in one page of a scan: about 1 ms of the server's time."""
-_DOWN_CODES: Final = ("LOADING", "MASTERDOWN", "READONLY", "MISCONF", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "NOREPLICAS")
-_RAISE: Final = object()
+DOWN_CODES: Final = frozenset(
+    ("LOADING", "MASTERDOWN", "READONLY", "MISCONF", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "NOREPLICAS")
+)
+"""Errors by which a server says that it cannot serve: it is down for us."""
+CONTAINERS: Final = frozenset(
+    ("ACL", "CLIENT", "CLUSTER", "COMMAND", "CONFIG", "DEBUG", "FUNCTION", "LATENCY", "MEMORY", "MODULE")
+) | {"OBJECT", "PUBSUB", "SCRIPT", "SLOWLOG", "XGROUP", "XINFO"}
+"""First words of commands of two words, which the driver takes as one."""
+LOOK_INTERVAL: Final = 1.0
+"""Seconds between two questions for a cluster's layout while a node is down: a failover takes as long as
+cluster-node-timeout, seconds."""
 
 
-class RedisEngine(Engine):
-    """An engine in a Redis server, version 6.0 or later, or a Redis cluster.
+class RedisEngine(RedisItems):
+    """An engine in a Redis server, version 6.0 or later, or in a Redis cluster.
 
     Args: url: `redis:group://[user:password@]host[:port]/[database]`, `redis+unix:///path` (or
-    `redis+unix://[/path]/database`), `redis+cluster://host[:port],...`, which are the nodes asked first.
-    timeout, connect_timeout: seconds of silence, and until a connection stands. In a cluster a failed call
-    asks the other nodes for the new layout, each within its own timeouts. prefix: stands before every key.
-    on_down: "raise" EngineDown, or "miss": reads miss, set, add, replace, append, prepend, delete and touch
-    answer False, the many-key calls report all keys; incr, cas, lock, clear and iteration raise anyway.
-    default_ttl: seconds, None = for ever. max_value: bytes of an encoded value. codec: see codec.get_codec;
-    with "pickle" whoever can write to the server can run code here. tls: speak TLS (always with rediss).
-    tls_ca, tls_cert, tls_key: PEM files. tls_verify: no = any certificate will do.
+    `redis+unix://[/path]/database`), `redis+cluster://host[:port],...`, the nodes asked first. timeout,
+    connect_timeout: seconds until an answer is complete, and until a connection stands; in a cluster a failed
+    call then asks the other nodes for the new layout, each within the same bounds. prefix: stands before
+    every key. on_down: "raise" EngineDown, or "miss": reads miss, set, add, replace, append, prepend, delete
+    and touch answer False, the many-key calls report all keys; incr, cas, lock, clear and iteration raise
+    anyway. health, retry_interval, on_change: see health.Health. default_ttl: seconds, None = for ever.
+    max_value: bytes of an encoded value. codec: see codec.get_codec; with "pickle" whoever can write to the
+    server can run code here. tls: speak TLS (rediss always does). tls_ca, tls_cert, tls_key: PEM files.
+    tls_verify: no = any certificate will do.
     """
 
     OPTIONS: ClassVar[dict[str, Parser]] = {
@@ -67,6 +79,9 @@ class RedisEngine(Engine):
         "connect_timeout": _url.seconds(0.001, 3600),
         "prefix": _url.text,
         "on_down": _url.choice("raise", "miss"),
+        "health": health_option,
+        "retry_interval": _url.seconds(-1, 86_400),
+        "on_change": _url.keyword_only(_url.function),
         "default_ttl": _url.seconds(),
         "max_value": _url.size(1, MAX_VALUE),
         "codec": codec_option,
@@ -76,7 +91,6 @@ class RedisEngine(Engine):
         "tls_key": _url.text,
         "tls_verify": _url.boolean,
     }
-    capabilities = ~Capability(0)
 
     def __init__(
         self,
@@ -86,6 +100,9 @@ class RedisEngine(Engine):
         connect_timeout: float = 2.0,
         prefix: str = "",
         on_down: str = "raise",
+        health: bool | str | Engine = True,
+        retry_interval: float = RETRY_INTERVAL,
+        on_change: OnChange | None = None,
         default_ttl: float | None = None,
         max_value: int = MAX_VALUE,
         codec: Codec | str = "msgpack",
@@ -98,22 +115,40 @@ class RedisEngine(Engine):
         self._keys = wire.Keys(prefix)
         self._miss = on_down == "miss"
         self._closed = False
-        self._connect, self._cluster, self._server = _connector(url, prefix, timeout, connect_timeout, tls)
-        self._made: tuple[int, Any] | None = None  # process id and its client
-        self._down = False
-        self._counts = dict.fromkeys(
-            ("hits", "misses", "sets", "deletes", "incrs", "touches", "down", "state_changes"), 0
+        self._cluster = url.scheme == "redis+cluster"
+        self._connect, self._hosts = _connector(url, prefix, timeout, connect_timeout, tls)
+        self._server = ",".join(map(_label, self._hosts))
+        self.health = Health(
+            health, scheme="redis", servers=self._hosts, retry_interval=retry_interval, on_change=on_change
         )
+        self._made: tuple[int, Any] | None = None  # process id and its client
+        self._making: dict[int, threading.Lock] = {}  # by process id
+        self._looked = 0.0  # monotonic seconds: when a cluster was last asked for its layout, for a node down
+        self._counts = dict.fromkeys(("hits", "misses", "sets", "deletes", "incrs", "touches", "down"), 0)
 
     @classmethod
     def from_url(cls, url: Url, **options: Any) -> RedisEngine:
-        """Open; nothing is sent before the first call, so a server that is down is met there."""
+        """Open. Nothing is sent before the first call, so a server that is down is met there."""
         return cls(url, **options)
 
     def close(self) -> None:
         made, self._made, self._closed = self._made, None, True
         if made is not None and made[0] == os.getpid():
             made[1].close()
+
+    def set_server(self, host: str, status: bool) -> bool:
+        """Take a server out for all workers of this machine (False), or put it back in (True). Nobody probes
+        what is out.
+
+        Args: host: as in the URL, `10.0.0.1:6379`, without the port where that is unique; of a cluster any
+        `name:port`. Returns: whether it was a change. Raises: ValueError for an unknown server.
+        """
+        found = [known for known in self._hosts if host in (str(known), known.name)]
+        if self._cluster and not found:
+            found = [Host(one.name, one.port or PORT) for one in Url.parse(f"redis://{host}").hosts]
+        if len(found) != 1:
+            raise ValueError(f"set_server: one of {self._server} wanted, {host!r} found")
+        return self.health.set_server(found[0], status)
 
     # -- talking to the server --
 
@@ -123,215 +158,332 @@ class RedisEngine(Engine):
             return made[1]
         if self._closed:
             raise ShmCacheError(f"engine {self.engine_id!r}: an open one wanted, closed found")
-        client = self._connect()  # two threads at once: both work, the later is kept
-        self._made = os.getpid(), client
-        return client
+        pid = os.getpid()
+        with self._making.setdefault(pid, threading.Lock()):  # a lock of the parent's may be held for ever
+            made = self._made
+            if made is None or made[0] != pid:
+                self._made = made = pid, self._seed() if self._cluster else self._connect(self._hosts)
+        return made[1]
 
-    def _try(self, talk: Callable[[Any], Any]) -> Any:
-        """What `talk(client)` returns; the driver's exceptions as ours."""
+    def _seed(self) -> Any:
+        """The client of a cluster, from the seeds that are not known to be down."""
+        tickets: dict[Host, Ticket] = {}
+        for host in self._hosts:
+            try:
+                tickets[host] = self.health.admit(host, functools.partial(self._probe, host))
+            except EngineDown:
+                if host is self._hosts[-1] and not tickets:
+                    raise
         try:
-            reply = talk(self._client())
+            return self._connect(tuple(tickets))
+        except Exception as error:
+            if _silent(error):
+                for host, ticket in tickets.items():
+                    self.health.failed(host, ticket, error)
+            raise
+
+    def _probe(self, host: Host) -> BaseException | None:
+        """Ask one server whether it is there, on a connection of its own."""
+        try:
+            with contextlib.closing(self._connect((host,), alone=True)) as client:
+                client.ping()
+        except Exception as error:
+            return error if _silent(error) else None
+        return None
+
+    def _target(
+        self, client: Any, name: bytes | None, at: dict[str, Any]
+    ) -> tuple[Host | None, dict[str, Any]]:
+        """The server that a command goes to (None: the driver chooses), and how to tell the driver."""
+        if not self._cluster:
+            return self._hosts[0], at
+        node = at.get("target_nodes")
+        if name is not None:
+            node = client.nodes_manager.get_node_from_slot(client.keyslot(name))
+        return (None, at) if node is None else (Host(node.host, node.port), {"target_nodes": node})
+
+    def _admit(
+        self, client: Any, name: bytes | None, at: dict[str, Any]
+    ) -> tuple[Host | None, Ticket | None, dict[str, Any]]:
+        """The server, what its health was, and how to tell the driver; EngineDown if it is down. A cluster
+        may have put another in its place: it is asked once a second."""
+        host, at = self._target(client, name, at)
+        if host is None:
+            return None, None, at
+        try:
+            return host, self.health.admit(host, functools.partial(self._probe, host)), at
+        except EngineDown:
+            if not self._cluster or time.monotonic() - self._looked < LOOK_INTERVAL:
+                raise
+            self._looked = time.monotonic()
+            client.nodes_manager.initialize()
+            if name is None or self._target(client, name, at)[0] == host:
+                raise
+            return self._admit(client, name, at)
+
+    def _try(
+        self, talk: Callable[[Any, dict[str, Any]], Any], down: Any, name: bytes | None = None, **at: Any
+    ) -> Any:
+        """What `talk(client, at)` returns; the driver's exceptions as ours. name: a key, to find the server
+        by."""
+        host = ticket = None
+        try:
+            client = self._client()
+            host, ticket, at = self._admit(client, name, at)
+            return talk(client, at)
+        except Exception as error:
+            ours = error if isinstance(error, ShmCacheError) else self._error(error, host)
+            if isinstance(ours, EngineDown):
+                self._counts["down"] += 1
+                if isinstance(error, driver.RedisClusterException) and _silent(error):
+                    self._made = None  # it knows no node that answers: begin again with the seeds
+                if host is not None and ticket is not None and _silent(error) and _is_of(error, host):
+                    self.health.failed(host, ticket, error)
+                if self._miss and down is not RAISE:
+                    return down
+            if ours is error:
+                raise
+            raise ours from error
+
+    def _run(
+        self, *command: Any, down: Any = RAISE, takes: Callable[[Any], bool] = any_form, **at: Any
+    ) -> Any:
+        def talk(client: Any, at: dict[str, Any]) -> Any:
+            return _of_form(takes, client.execute_command(*command, **at))
+
+        return self._try(talk, down, _key_of(command), **at)
+
+    def _run_script(
+        self, script: wire.Script, names: Sequence[bytes], *args: Any, down: Any = RAISE, **at: Any
+    ) -> Any:
+        def talk(client: Any, at: dict[str, Any]) -> Any:
+            call = (len(names), *names, *args)
+            try:
+                reply = client.execute_command("EVALSHA", script.sha, *call, **at)
+            except driver.NoScriptError:
+                reply = client.execute_command("EVAL", script.text, *call, **at)
+            return _of_form(script.takes, reply)
+
+        return self._try(talk, down, names[0] if names else None, **at)
+
+    def raw(self, command: str, *args: Any) -> Any:
+        """The driver's answer to any command, such as `raw("HGETALL", "h")` or `raw("HGETALL h")`: bytes,
+        int, list, dict, None. No prefix is added, nothing is encoded. Raises: ShmCacheError for what driver
+        or server refuse; EngineDown, also for a command that takes longer than `timeout`, which does not make
+        the server down for others."""
+        if not isinstance(command, str):
+            raise TypeError(f"command: str wanted, {type(command).__name__} found")
+        if not command.strip():
+            raise ValueError(f"command: a word wanted, {command!r} found")
+        words = command.split()
+        if len(words) > 1 and words[0].upper() in CONTAINERS:
+            words[:2] = [" ".join(words[:2])]
+        try:
+            return self._client().execute_command(*words, *args)
         except ShmCacheError:
             raise
         except Exception as error:
-            raise self._error(error) from error
-        if self._down:
-            self._turn(False, "it answers")
-        return reply
+            raise self._error(error, None) from error
 
-    def _run(self, *command: Any, down: Any = _RAISE) -> Any:
-        """One command. down: the answer of on_down=miss, where it has one."""
-        try:
-            return self._try(lambda client: client.execute_command(*command))
-        except EngineDown:
-            if self._miss and down is not _RAISE:
-                return down
-            raise
+    def _nodes(self) -> list[dict[str, Any]]:
+        if not self._cluster:
+            return [{}]
+        nodes = self._try(lambda client, at: client.get_primaries(), RAISE)
+        return [{"target_nodes": node} for node in nodes]
 
-    def _script(self, script: wire.Script, key: Key, *args: Any, down: Any = _RAISE) -> Any:
-        """One script on the item of `key`."""
-        return self._run_script(script, [self._keys.name(check_key(key))], *args, down=down)
+    def _get_chunk(self, names: list[bytes]) -> Iterable[bytes | None]:
+        if self._cluster:
+            return super()._get_chunk(names)
 
-    def _run_script(self, script: wire.Script, names: list[bytes], *args: Any, down: Any = _RAISE, **at: Any) -> Any:
-        def talk(client: Any) -> Any:
-            try:
-                return client.execute_command("EVALSHA", script.sha, len(names), *names, *args, **at)
-            except driver.NoScriptError:
-                return client.execute_command("EVAL", script.text, len(names), *names, *args, **at)
+        def takes(reply: Any) -> bool:
+            return type(reply) is list and len(reply) == len(names) and all(map(wire.is_text, reply))
 
-        try:
-            return self._try(talk)
-        except EngineDown:
-            if self._miss and down is not _RAISE:
-                return down
-            raise
+        found: list[bytes | None] = self._run("MGET", *names, down=[None] * len(names), takes=takes)
+        return found
 
     def _batch(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Several commands, each with its key first or, EVALSHA, third, in one message to each server. Replies
-        in order; for what failed the exception, one of ours."""
         replies: list[Any] = [None] * len(commands)
-        for pipeline, places in self._pipelines(commands):
+        try:
+            groups = self._groups_of(commands)
+        except EngineDown as error:
+            return [error] * len(commands)
+        for pipeline, at, places in groups:
+            for place in places:
+                pipeline.execute_command(*commands[place])
             try:
-                for place in places:
-                    pipeline.execute_command(*commands[place])
-                found = pipeline.execute(raise_on_error=False)
-            except Exception as error:
-                self._made = None  # the layout may have changed
-                found = [self._error(error)] * len(places)
+                found = self._try(functools.partial(_execute, pipeline), RAISE, **at)
+            except EngineDown as error:
+                found = [error] * len(places)
             for place, reply in zip(places, found, strict=True):
-                replies[place] = self._again(commands[place], reply) if isinstance(reply, Exception) else reply
+                refused = isinstance(reply, Exception)
+                replies[place] = self._again(commands[place], reply) if refused else reply
         return replies
 
-    def _pipelines(self, commands: Sequence[tuple[Any, ...]]) -> list[tuple[Any, list[int]]]:
-        def talk(client: Any) -> list[tuple[Any, list[int]]]:
-            if not self._cluster:
-                return [(client.pipeline(transaction=False), list(range(len(commands))))]
-            groups: dict[str, tuple[Any, list[int]]] = {}
+    def _groups_of(self, commands: Sequence[tuple[Any, ...]]) -> list[tuple[Any, dict[str, Any], list[int]]]:
+        """For each server: a pipeline, the server as `_admit` takes it, and the places of its commands."""
+
+        def talk(client: Any, at: dict[str, Any]) -> list[tuple[Any, dict[str, Any], list[int]]]:
+            groups: dict[str, tuple[Any, dict[str, Any], list[int]]] = {}
             for place, command in enumerate(commands):
-                name = command[3] if command[0] == "EVALSHA" else command[1]
-                node = client.nodes_manager.get_node_from_slot(client.keyslot(name))
+                node = client.nodes_manager.get_node_from_slot(client.keyslot(_key_of(command)))
                 if node.name not in groups:
-                    groups[node.name] = client.get_redis_connection(node).pipeline(transaction=False), []
-                groups[node.name][1].append(place)
+                    pipeline = client.get_redis_connection(node).pipeline(transaction=False)
+                    groups[node.name] = pipeline, {"target_nodes": node}, []
+                groups[node.name][2].append(place)
             return list(groups.values())
 
-        pipelines: list[tuple[Any, list[int]]] = self._try(talk)
-        return pipelines
+        if not self._cluster:
+            return [(self._client().pipeline(transaction=False), {}, list(range(len(commands))))]
+        groups: list[tuple[Any, dict[str, Any], list[int]]] = self._try(talk, RAISE)
+        return groups
 
     def _again(self, command: tuple[Any, ...], error: Exception) -> Any:
-        """The reply to a command that the server refused to run where or as it was sent; else our exception."""
+        """The reply to a command of a batch that the server refused, where it did nothing; else our
+        exception."""
         try:
             if isinstance(error, driver.NoScriptError):
-                script = next(s for s in vars(wire).values() if isinstance(s, wire.Script) and s.sha == command[1])
-                return self._run("EVAL", script.text, *command[2:])
+                return self._run("EVAL", wire.BY_SHA[command[1]].text, *command[2:])
             if isinstance(error, (driver.AskError, driver.TryAgainError)):  # MovedError is an AskError
                 return self._run(*command)
         except ShmCacheError as ours:
             return ours
         if isinstance(error, ShmCacheError):
             return error
-        ours = self._error(error)
-        ours.__cause__ = error
-        return ours
+        mapped = self._error(error, None)
+        mapped.__cause__ = error
+        return mapped
 
-    def _error(self, error: Exception) -> ShmCacheError:
-        """Our exception for one of the driver's, of the socket's, or of its parser (a garbled reply)."""
-        if isinstance(error, ShmCacheError):
-            return error
-        code = str(error).partition(" ")[0]
+    def _error(self, error: Exception, host: Host | None) -> ShmCacheError:
+        """Our exception for one of the driver, the socket, or the parser that met a garbled reply."""
+        server = self._server if host is None else _label(host)
+        code = str(error).partition(" ")[0].lstrip("-")
+        code = code if code.isupper() else "ERR"  # which the driver leaves out; the rest may show a value
         if isinstance(error, driver.OutOfMemoryError) or code == "OOM":
-            return NoSpace(f"redis {self._server}: room wanted, maxmemory found")
-        if isinstance(error, (driver.ResponseError, driver.DataError)) and not (
-            isinstance(error, (driver.ClusterError, driver.ReadOnlyError, driver.TryAgainError)) or code in _DOWN_CODES
+            return NoSpace(f"redis {server}: room wanted, maxmemory found")
+        if isinstance(error, driver.RedisClusterException) and not (
+            error.__cause__ or error.__context__ or isinstance(error, driver.SlotNotCoveredError)
         ):
-            return ShmCacheError(f"redis {self._server}: an answer wanted, error {code[:20]!r} found")
-        reason = type(error).__name__ if isinstance(error, driver.ResponseError) else str(error)
-        self._counts["down"] += 1
-        if not self._down:
-            self._turn(True, reason)
-        return EngineDown(f"redis {self._server}: an answer wanted, none found ({reason[:200]})")
-
-    def _turn(self, down: bool, reason: str) -> None:
-        self._down = down
-        self._counts["state_changes"] += 1
-        (_log.warning if down else _log.info)(
-            "engine %s: redis %s is %s: %s", self.engine_id, self._server, "down" if down else "up", reason[:200]
+            return ShmCacheError(
+                f"redis {server}: a command for one node wanted, {type(error).__name__} found"
+            )
+        refused = (
+            isinstance(error, (driver.ResponseError, driver.DataError)) or type(error) is driver.RedisError
         )
+        cannot = (driver.ClusterError, driver.ReadOnlyError, driver.TryAgainError)
+        if refused and not isinstance(error, cannot) and code not in DOWN_CODES:
+            return ShmCacheError(f"redis {server}: an answer wanted, error {code} found")
+        name = type(error).__name__
+        reason = (name if code == "ERR" else code) if refused else f"{name}: {error}"[:200]
+        return EngineDown(f"redis server {server}: an answer wanted, none found ({reason})")
 
-    # -- values and lifetimes --
 
-    def _encode(self, value: Any) -> bytes:
-        stored = wire.encode(value, self._codec)
-        self._check_size(len(stored) - (wire.HEADER if stored[:1] == b"\x0e" else 0))
-        return stored
+def _key_of(command: Sequence[Any]) -> bytes:
+    name: bytes = command[3 if command[0] in ("EVALSHA", "EVAL") else 1]
+    return name
 
-    def _check_size(self, length: int) -> None:
-        if length > self.max_value:
-            raise ValueTooLarge(f"value: at most {self.max_value} bytes wanted, {length} found")
 
-    def _check_value(self, value: Any) -> None:
-        self._encode(value)
+def _silent(error: BaseException) -> bool:
+    """Whether no server answered, as opposed to one that refuses us or is not ready."""
+    answered = (
+        driver.ResponseError,
+        driver.AuthenticationError,
+        driver.AuthorizationError,
+        driver.BusyLoadingError,
+        driver.MaxConnectionsError,
+        ShmCacheError,
+    )
+    if type(error) is driver.RedisError:  # the driver's own complaint
+        return False
+    if isinstance(error, driver.RedisClusterException):  # no layout: because of what a node said before
+        before = error.__cause__ or error.__context__
+        return before is not None and _silent(before)
+    return not isinstance(error, answered)
 
-    def _px(self, ttl: Ttl, expire_at: float | None) -> str:
-        """A lifetime as the scripts take it: ms, '' for ever, '0' over."""
-        left = lifetime(ttl, expire_at, self.default_ttl)
-        return "" if left is None else str(math.ceil(left * 1000 - 1e-6))
 
-    def _decode(self, stored: bytes) -> Any:
-        return wire.decode(stored, self._codec)
+def _is_of(error: BaseException, host: Host) -> bool:
+    """False for an error of another server, to which a cluster sent the driver on."""
+    link = getattr(error, "connection", None)
+    return link is None or (getattr(link, "host", host.name), getattr(link, "port", host.port)) == (
+        host.name,
+        host.port,
+    )
 
-    def _count(self, name: str, by: int = 1) -> None:
-        self._counts[name] += by
 
-    # -- reading --
+def _label(host: Host) -> str:
+    return host.name if host.is_unix else str(host)
 
-    def _read(self, key: Key) -> bytes | None:
-        """The stored form without soft deadline."""
-        stored: bytes | None = self._run("GET", self._keys.name(check_key(key)), down=None)
-        if stored is None or wire.grace_inner(stored) is None:
-            return stored
-        found = self._script(wire.READ, key, down=None)
-        return None if found is None else found[0]
 
-    def get(self, key: Key, default: Any = None) -> Any:
-        stored = self._read(key)
-        self._count("misses" if stored is None else "hits")
-        return default if stored is None else self._decode(stored)
+def _of_form(takes: Callable[[Any], bool], reply: Any) -> Any:
+    if not takes(reply):
+        raise driver.InvalidResponse(f"a reply of another type, {type(reply).__name__}")
+    return reply
 
-    def _peek(self, key: Key) -> Any:
-        stored = self._read(key)
-        return MISS if stored is None else self._decode(stored)
 
-    def __contains__(self, key: Key) -> bool:
-        return self.ttl(key) is not None
+def _execute(pipeline: Any, client: Any, at: dict[str, Any]) -> list[Any]:
+    replies: list[Any] = pipeline.execute(raise_on_error=False)
+    return replies
 
-    def gets(self, key: Key, default: Any = None) -> Any:
-        stored = self._script(wire.GETS, key, os.urandom(8), down=None)
-        self._count("misses" if stored is None else "hits")
-        return default if stored is None else (self._decode(stored), wire.token(stored))
 
-    def ttl(self, key: Key) -> float | None:
-        left = self._script(wire.TTL, key, down=-2)
-        return None if left == -2 else math.inf if left == -1 else left / 1000
+def _connector(
+    url: Url, prefix: str, timeout: float, connect_timeout: float, tls: dict[str, Any]
+) -> tuple[Callable[..., Any], tuple[Host, ...]]:
+    """A function that makes the driver's client for some of the hosts, and the hosts. With `alone=True` it
+    makes one for the first host, also of a cluster.
 
-    def get_many(self, keys: Iterable[Key]) -> dict[Key, Any]:
-        """The hits as a dict under the keys as given: an MGET for each 500 keys, in a cluster a GET each."""
-        found = self._get_left_many(keys, False)
-        return {key: value for key, (value, _) in found.items()}
+    Raises: ValueError for a URL or options that go together with no server.
+    """
+    cluster = url.scheme == "redis+cluster"
+    hosts, database = url.hosts, url.path
+    if not hosts and url.scheme == "redis+unix" and url.unix_path is not None:
+        hosts, database = (Host(url.unix_path),), ""
+    hosts = hosts or (Host("127.0.0.1"),)
+    if len(hosts) > 1 and not cluster:
+        raise ValueError(f"url {url}: one host wanted, {len(hosts)} found (a cluster is redis+cluster://)")
+    if any(host.is_unix is not (url.scheme == "redis+unix") for host in hosts):
+        wanted = "a socket" if url.scheme == "redis+unix" else "a host"
+        raise ValueError(f"url {url}: {wanted} wanted, {', '.join(map(str, hosts))} found")
+    if database not in ("", "0") and (cluster or not (database.isdecimal() and len(database) < 6)):
+        raise ValueError(
+            f"url {url}: {'database 0' if cluster else 'a database number'} wanted, {database!r} found"
+        )
+    if cluster and "{}" in prefix:
+        raise ValueError(f"option 'prefix': no empty hash tag wanted, '{{}}' found in {prefix!r}")
+    arguments: dict[str, Any] = {
+        "username": url.user or None,
+        "password": url.password,
+        "socket_timeout": timeout,
+        "socket_connect_timeout": connect_timeout,
+        "redis_connect_func": lambda connection: timed(connection, timeout, cluster),
+        "protocol": 2,
+        "max_connections": 2**31,
+    }
+    arguments |= _tls_arguments(url.scheme == "rediss" or tls.pop("tls", False), tls)
+    hosts = tuple(host if host.is_unix else Host(host.name, host.port or PORT) for host in hosts)
 
-    def _get_left_many(self, keys: Iterable[Key], left: bool = True) -> dict[Key, tuple[Any, float]]:
-        """The hits with the seconds each has left (inf: for ever); each pair read at one moment. left: False =
-        the seconds are not asked for."""
-        pairs = [(key, self._keys.name(check_key(key))) for key in keys]
-        found: dict[Key, tuple[Any, float]] = {}
-        for start in range(0, len(pairs), CHUNK):
-            chunk = pairs[start : start + CHUNK]
-            graced = []
-            try:
-                for (key, name), stored in zip(chunk, [None] * len(chunk) if left else self._get_chunk(chunk), strict=True):
-                    if left or (stored is not None and wire.grace_inner(stored) is not None):
-                        graced.append((key, name))
-                    elif stored is not None:
-                        found[key] = self._decode(stored), math.inf
-                replies = self._batch([("EVALSHA", wire.READ.sha, 1, name) for _, name in graced]) if graced else []
-                for (key, _), reply in zip(graced, replies, strict=True):
-                    if isinstance(reply, EngineDown):
-                        raise reply
-                    if isinstance(reply, list):
-                        found[key] = self._decode(reply[0]), math.inf if reply[1] == -1 else reply[1] / 1000
-            except EngineDown:
-                if not self._miss:
-                    raise
-        self._count("hits", len(found))
-        self._count("misses", len(pairs) - len(found))
-        return found
+    def connect(chosen: tuple[Host, ...], alone: bool = False) -> Any:
+        no_retry = Retry(NoBackoff(), 0)
+        if cluster and not alone:
+            nodes = [ClusterNode(host.name, host.port) for host in chosen]  # type: ignore[no-untyped-call]
+            return RedisCluster(startup_nodes=nodes, retry=no_retry, require_full_coverage=False, **arguments)
+        at: dict[str, Any] = {"host": chosen[0].name, "port": chosen[0].port}
+        if chosen[0].is_unix:
+            at = {"unix_socket_path": chosen[0].name}
+        return redis.Redis(**at, db=int(database or 0), retry=no_retry, **arguments)
 
-    def _get_chunk(self, chunk: list[tuple[Key, bytes]]) -> list[Any]:
-        if not self._cluster:
-            stored: list[Any] = self._run("MGET", *(name for _, name in chunk))
-            return stored
-        replies = self._batch([("GET", name) for _, name in chunk])
-        for reply in replies:
-            if isinstance(reply, EngineDown):
-                raise reply
-        return [None if isinstance(reply, Exception) else reply for reply in replies]
+    return connect, hosts
+
+
+def _tls_arguments(wanted: bool, tls: dict[str, Any]) -> dict[str, Any]:
+    if not wanted:
+        if tls:
+            raise ValueError(f"option {min(tls)!r}: rediss:// or tls=yes wanted with it, neither found")
+        return {}
+    verify = tls.get("tls_verify", True)
+    return {
+        "ssl": True,
+        "ssl_ca_certs": tls.get("tls_ca"),
+        "ssl_certfile": tls.get("tls_cert"),
+        "ssl_keyfile": tls.get("tls_key"),
+        "ssl_cert_reqs": "required" if verify else "none",
+        "ssl_check_hostname": verify,
+    }

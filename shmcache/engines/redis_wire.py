@@ -27,12 +27,13 @@ import hashlib
 import os
 import re
 import zlib
+from collections.abc import Callable
 from typing import Any, Final
 
 from ..arguments import Key, key_text
 from ..codec import BIGINT, INT, Codec, pack, unpack
 
-__all__ = ["HEADER", "Keys", "Script", "decode", "encode", "grace_head", "grace_inner", "token"]
+__all__ = ["HEADER", "Keys", "Script", "decode", "encode", "grace_head", "is_graced", "is_text", "token"]
 
 TAGGED: Final = 0x0E
 GRACED: Final = 0x0F
@@ -61,7 +62,8 @@ def decode(stored: bytes, codec: Codec) -> Any:
     Raises: ShmCacheError for bytes that do not decode, NotSupported for the payload of another codec.
     """
     if stored[:1] == b"\x0e" and len(stored) >= HEADER:
-        return unpack(stored[1], stored[HEADER:], codec, wire=True)
+        flags = BIGINT if stored[1] == INT else stored[1]  # `gets` tags ints of any size alike
+        return unpack(flags, stored[HEADER:], codec, wire=True)
     if _DECIMAL.fullmatch(stored):
         return unpack(BIGINT, stored, codec)
     return stored
@@ -77,9 +79,9 @@ def grace_head(seconds: float) -> bytes:
     return b"\x0f%012d" % round(seconds * 1000)
 
 
-def grace_inner(stored: bytes) -> bytes | None:
-    """The value inside a graced form, None for another form. Says nothing about the deadline."""
-    return stored[GRACE_HEADER:] if stored[:1] == b"\x0f" and len(stored) >= GRACE_HEADER else None
+def is_graced(stored: bytes) -> bool:
+    """Whether it has a soft deadline, passed or not."""
+    return stored[:1] == b"\x0f" and len(stored) >= GRACE_HEADER
 
 
 class Keys:
@@ -108,10 +110,35 @@ class Keys:
         return fence + name, fence
 
 
-class Script:
-    """A Lua script and the SHA-1 by which EVALSHA knows it; KEYS[1] is the item, or the lease."""
+def is_text(reply: Any) -> bool:
+    return reply is None or type(reply) is bytes
 
-    def __init__(self, text: str) -> None:
+
+def is_number(reply: Any) -> bool:
+    return type(reply) is int
+
+
+def is_text_or_number(reply: Any) -> bool:
+    return reply is None or type(reply) in (bytes, int)
+
+
+def is_pair(reply: Any) -> bool:
+    return reply is None or (type(reply) is list and list(map(type, reply)) == [bytes, int])
+
+
+def is_page(reply: Any) -> bool:
+    """Of a scan: the cursor, then pairs of name and size."""
+    if type(reply) is not list or list(map(type, reply)) != [bytes] + [bytes, int] * (len(reply) // 2):
+        return False
+    return bool(reply[0].isdigit())
+
+
+class Script:
+    """A Lua script and the SHA-1 by which EVALSHA knows it; KEYS[1] is the item, or the lease. takes: whether
+    a reply is of the form that the script gives."""
+
+    def __init__(self, takes: Callable[[Any], bool], text: str) -> None:
+        self.takes = takes
         self.text = _COMMON + text
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
@@ -140,22 +167,30 @@ local function decimal(value)
 end
 """
 
-READ = Script(r"""
+READ = Script(
+    is_pair,
+    r"""
 local left, head = peek(key)
 if not left then return false end
 return {string.sub(redis.call('GET', key), #head + 1), left}
-""")
+""",
+)
 """{value, ms left}, or nil."""
 
-GRACE = Script(r"""
+GRACE = Script(
+    is_pair,
+    r"""
 local value = redis.call('GET', key)
 if not value then return false end
 if string.byte(value) ~= 15 or #value < 13 then return {value, 1} end
 return {string.sub(value, 14), peek(key) and 1 or 0}
-""")
+""",
+)
 """{value, 1 before or 0 after the soft deadline}, or nil."""
 
-GETS = Script(r"""
+GETS = Script(
+    is_text,
+    r"""
 local left, head = peek(key)
 if not left then return false end
 local value = string.sub(redis.call('GET', key), #head + 1)
@@ -164,20 +199,26 @@ if decimal(value) then
   redis.call('SET', key, head .. value, 'KEEPTTL')
 end
 return value
-""")
+""",
+)
 """nonce -> value, or nil."""
 
-TTL = Script("local left = peek(key)\nreturn left or -2")
+TTL = Script(is_number, "local left = peek(key)\nreturn left or -2")
 """ms left, -1 for ever, -2 absent."""
 
-PUT = Script(r"""
+PUT = Script(
+    is_number,
+    r"""
 if (peek(key) ~= nil) ~= (ARGV[1] == '1') then return 0 end
 store(ARGV[2], ARGV[3])
 return 1
-""")
+""",
+)
 """1 if it must be there or 0 if not, value, px -> stored or not."""
 
-CAS = Script(r"""
+CAS = Script(
+    is_number,
+    r"""
 local left, head, other = peek(key)
 if not left then return -1 end
 if other then return 0 end
@@ -185,23 +226,32 @@ local last = ARGV[2] == '1' and -1 or #head + #ARGV[1] - 1
 if redis.call('GETRANGE', key, #head, last) ~= ARGV[1] then return 0 end
 store(ARGV[3], ARGV[4])
 return 1
-""")
+""",
+)
 """token, 1 if it is the whole value, value, px -> 1 stored, 0 changed, -1 absent."""
 
-DELETE = Script(r"""
+DELETE = Script(
+    is_number,
+    r"""
 local live = peek(key)
 redis.call('UNLINK', key)
 return live and 1 or 0
-""")
+""",
+)
 
-POP = Script(r"""
+POP = Script(
+    is_text,
+    r"""
 local left, head = peek(key)
 local value = left and string.sub(redis.call('GET', key), #head + 1)
 redis.call('UNLINK', key)
 return value
-""")
+""",
+)
 
-TOUCH = Script(r"""
+TOUCH = Script(
+    is_text_or_number,
+    r"""
 local left, head = peek(key)
 if not left then return false end
 local value = (head ~= '' or ARGV[2] == '1') and string.sub(redis.call('GET', key), #head + 1)
@@ -210,10 +260,13 @@ elseif ARGV[1] == '' then redis.call('PERSIST', key)
 elseif ARGV[1] == '0' then redis.call('UNLINK', key)
 else redis.call('PEXPIRE', key, ARGV[1]) end
 return value or 1
-""")
+""",
+)
 """px, 1 if the value is wanted -> the value or 1, nil if absent. Ends a grace: one deadline is left."""
 
-INCR = Script(r"""
+INCR = Script(
+    is_text,
+    r"""
 local left, head, other = peek(key)
 if not left then
   if ARGV[2] == '' then return false end
@@ -235,11 +288,14 @@ end
 local new = redis.call('GET', key)
 if head ~= '' then redis.call('SET', key, head .. new, 'KEEPTTL') end
 return new
-""")
+""",
+)
 """delta, what to create with ('' nothing, 'over' cannot), px -> text of the new number, 'nan', 'over', nil.
 The number is read back as text: Lua's are doubles."""
 
-JOIN = Script(r"""
+JOIN = Script(
+    is_number,
+    r"""
 local left, head, other = peek(key)
 if not left then return 0 end
 if other or redis.call('GETRANGE', key, #head, #head + 1) ~= '\14' .. ARGV[2] then return -1 end
@@ -253,10 +309,13 @@ else
   redis.call('SET', key, head .. '\14' .. ARGV[2] .. ARGV[4] .. ARGV[3] .. payload, 'KEEPTTL')
 end
 return 1
-""")
+""",
+)
 """append or prepend, flags, data, nonce, longest payload -> 1, 0 absent, -1 another type, -2 - length."""
 
-SCAN = Script(r"""
+SCAN = Script(
+    is_page,
+    r"""
 local page = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', ARGV[3])
 local out = {page[1]}
 for _, name in ipairs(page[2]) do
@@ -270,20 +329,26 @@ for _, name in ipairs(page[2]) do
   end
 end
 return out
-""")
+""",
+)
 """cursor, pattern, count, prefix of leases -> {next cursor, name, bytes, name, bytes, ...}. No KEYS: the
 script looks at what the node it runs on has, which lies in several slots."""
 
-WIPE = Script(r"""
+WIPE = Script(
+    is_page,
+    r"""
 local page = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', ARGV[3])
 for _, name in ipairs(page[2]) do
   if string.sub(name, 1, #ARGV[4]) ~= ARGV[4] then redis.pcall('UNLINK', name) end
 end
 return {page[1]}
-""")
+""",
+)
 """As SCAN, and removes, whatever the type."""
 
-LEASE_TAKE = Script(r"""
+LEASE_TAKE = Script(
+    is_text,
+    r"""
 if not redis.call('SET', key, ARGV[1], 'NX', 'PX', ARGV[2]) then return false end
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -293,16 +358,25 @@ if fence < now then
   redis.call('SET', KEYS[2], string.format('%.0f', fence))
 end
 return string.format('%.0f', fence)
-""")
+""",
+)
 """owner, ms -> fence, or nil if held. A fence is at least the server's time in us: it grows also after the
 counter was lost."""
 
-LEASE_EXTEND = Script(r"""
+LEASE_EXTEND = Script(
+    is_number,
+    r"""
 if redis.call('GET', key) ~= ARGV[1] then return 0 end
 return redis.call('PEXPIRE', key, ARGV[2])
-""")
+""",
+)
 
-LEASE_RELEASE = Script(r"""
+LEASE_RELEASE = Script(
+    is_number,
+    r"""
 if redis.call('GET', key) ~= ARGV[1] then return 0 end
 return redis.call('DEL', key)
-""")
+""",
+)
+
+BY_SHA: Final = {thing.sha: thing for thing in list(globals().values()) if isinstance(thing, Script)}

@@ -1,0 +1,67 @@
+"""A socket on which an answer has to be complete in time. No driver is imported here.
+
+The driver's own timeout is one of silence: a server that sends a byte now and then holds a caller for as long
+as it likes. Here all that is received after a send ends at one moment.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+__all__ = ["TimedSocket", "timed"]
+
+
+class TimedSocket:
+    """Stands for a connected socket; what it receives after a `sendall` it receives within `seconds` of it.
+
+    A timeout of 0, which the driver sets to look whether anything has come, stays one of 0.
+    """
+
+    def __init__(self, sock: Any, seconds: float) -> None:
+        self._sock = sock
+        self._seconds = seconds
+        self._limit: float | None = seconds
+        self._end = time.monotonic() + seconds
+
+    def sendall(self, data: Any, *flags: Any) -> None:
+        self._end = time.monotonic() + self._seconds
+        self._sock.settimeout(self._seconds)  # for all of it
+        self._sock.sendall(data, *flags)
+
+    def recv(self, *args: Any) -> Any:
+        self._arm()
+        return self._sock.recv(*args)
+
+    def recv_into(self, *args: Any) -> Any:
+        self._arm()
+        return self._sock.recv_into(*args)
+
+    def _arm(self) -> None:
+        if self._limit != 0:
+            left = self._end - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("timed out")
+            self._sock.settimeout(left)
+
+    def settimeout(self, value: float | None) -> None:
+        self._limit = value
+        self._sock.settimeout(value)
+
+    def gettimeout(self) -> float | None:
+        return self._limit
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+def timed(connection: Any, seconds: float, connected: bool) -> None:
+    """Put a TimedSocket into a connection of the driver, as its hook for new connections.
+
+    Args: connected: whether the driver has exchanged its greetings already; if not, it does so here.
+    """
+    connection._sock = TimedSocket(connection._sock, seconds)
+    if connected:
+        connection._parser.on_connect(connection)  # which reads from the connection's socket
+    else:
+        connection.on_connect()

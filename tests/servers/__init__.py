@@ -1,0 +1,1 @@
+"""Servers for tests: real ones started on private sockets and ports, and scripted fakes that misbehave."""

@@ -1,0 +1,82 @@
+"""Fixtures that start servers; conftest.py takes over every public name of this file.
+
+`memcached_server`, `redis_server`, `redis_cluster_server`: one for the whole session (of a worker), shared by
+tests: clear before use, and never stop or pause it. `start_memcached`, `start_redis`, `start_redis_cluster`:
+functions that start one for this test alone, ended with the test. A program that is not installed skips the
+test by its name; with SHMCACHE_CI=1 or SHMCACHE_REQUIRE_ALL=1 in the environment that is a failure.
+
+The directory of tests is put on sys.path, so that tests say `from servers import fake, processes`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if str(Path(__file__).parent.parent) not in sys.path:
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from servers import processes as _processes
+
+
+def _need(program: str) -> None:
+    reason = _processes.missing(program)
+    if reason is None:
+        return
+    if any(os.environ.get(name, "0") not in ("", "0") for name in ("SHMCACHE_CI", "SHMCACHE_REQUIRE_ALL")):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def _one(start: Callable[..., Any], program: str, factory: pytest.TempPathFactory) -> Iterator[Any]:
+    _need(program)
+    with start(factory.mktemp("server")) as server:
+        yield server
+
+
+def _many(start: Callable[..., Any], program: str, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    _need(program)
+    with contextlib.ExitStack() as stack:
+        yield lambda **options: stack.enter_context(start(tmp_path, **options))
+
+
+@pytest.fixture(scope="session")
+def memcached_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_processes.Server]:
+    """A memcached that the tests of a session share."""
+    yield from _one(_processes.start_memcached, "memcached", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_processes.Server]:
+    """A redis-server that the tests of a session share."""
+    yield from _one(_processes.start_redis, "redis-server", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def redis_cluster_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_processes.Cluster]:
+    """A cluster of three redis-server that the tests of a session share."""
+    yield from _one(_processes.start_redis_cluster, "redis-server", tmp_path_factory)
+
+
+@pytest.fixture
+def start_memcached(tmp_path: Path) -> Iterator[Callable[..., _processes.Server]]:
+    """Starts memcached for this test: `start_memcached(**options)`, as processes.start_memcached."""
+    yield from _many(_processes.start_memcached, "memcached", tmp_path)
+
+
+@pytest.fixture
+def start_redis(tmp_path: Path) -> Iterator[Callable[..., _processes.Server]]:
+    """Starts redis-server for this test: `start_redis(**options)`, as processes.start_redis."""
+    yield from _many(_processes.start_redis, "redis-server", tmp_path)
+
+
+@pytest.fixture
+def start_redis_cluster(tmp_path: Path) -> Iterator[Callable[..., _processes.Cluster]]:
+    """Starts a cluster for this test: `start_redis_cluster(nodes=3)`, as processes.start_redis_cluster."""
+    yield from _many(_processes.start_redis_cluster, "redis-server", tmp_path)

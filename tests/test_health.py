@@ -1,0 +1,440 @@
+"""shmcache.health: states shared by workers, one probe per interval, and what memcached does when a server fails."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from servers import fake
+
+import shmcache
+from shmcache import EngineDown, LockTimeout, NoSpace, ShmCacheError, health
+from shmcache.engines.memcached import MemcachedEngine
+from shmcache.engines.memory import MemoryEngine
+from shmcache.health import DOWN, OFF, UP, Health, Record
+from shmcache.testing import in_processes, in_threads
+from shmcache.url import Host
+
+HOST = Host("10.0.0.1", 11211)
+BOOM = ConnectionRefusedError(111, "refused")
+_serial = itertools.count()
+
+
+class Clock:
+    """Seconds that pass when told so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store() -> MemoryEngine:
+    return MemoryEngine()
+
+
+@pytest.fixture
+def make(store: MemoryEngine, clock: Clock) -> Callable[..., Health]:
+    """Makes tables over one store, as several workers have them."""
+    return lambda **options: Health(store, scheme="memcached", servers=(HOST,), clock=clock, **options)
+
+
+@pytest.fixture
+def open_memcached() -> Iterator[Callable[..., MemcachedEngine]]:
+    """Opens engines, each process for itself unless told otherwise."""
+    engines: list[MemcachedEngine] = []
+
+    def open_engine(address: object, **options: Any) -> MemcachedEngine:
+        engine = shmcache.open(
+            f"memcached:h{os.getpid()}-{next(_serial)}://{address}/", **({"health": "no"} | options)
+        )
+        assert isinstance(engine, MemcachedEngine)
+        engines.append(engine)
+        return engine
+
+    yield open_engine
+    for engine in engines:
+        engine.close()
+
+
+@pytest.fixture
+def segment(unique_name: Callable[[], str]) -> Iterator[str]:
+    """The URL of a store in shared memory."""
+    url = f"posix:///{unique_name()}?size=1M"
+    yield url
+    engine = shmcache.open(url)
+    engine.unlink()
+    engine.close()
+
+
+def answering() -> None:
+    return None
+
+
+def refuse() -> BaseException:
+    return BOOM
+
+
+def never() -> BaseException:
+    raise AssertionError("no probe wanted, one found")
+
+
+def fail(table: Health, host: Host = HOST) -> None:
+    table.failed(host, table.admit(host, never), BOOM)
+
+
+# -- the table --
+
+
+def test_known_to_all(make: Callable[..., Health]) -> None:
+    """What one worker found dead, no other asks."""
+    one, other = make(), make()
+    other.admit(HOST, never)
+    fail(one)
+    with pytest.raises(EngineDown, match=r"10\.0\.0\.1:11211.*ConnectionRefusedError.*next probe in 1"):
+        other.admit(HOST, never)
+    assert other.status(HOST).status == DOWN
+
+
+def test_one_probe_per_interval(make: Callable[..., Health], clock: Clock) -> None:
+    """Of many workers that ask in an interval one probes, at its end and not before."""
+    tables = [make(retry_interval=15.0) for _ in range(5)]
+    probes: list[float] = []
+
+    def probe() -> BaseException:
+        probes.append(clock.now)
+        return BOOM
+
+    fail(tables[0])
+    for _ in range(400):
+        clock.now += 0.25
+        for table in tables:
+            with pytest.raises(EngineDown):
+                table.admit(HOST, probe)
+    assert 5 <= len(probes) <= 6
+    gaps = [later - before for before, later in itertools.pairwise([1000.0, *probes])]
+    assert all(15.0 <= gap <= 15.0 * (1 + health.SPREAD) + 0.25 for gap in gaps)
+    assert tables[1].status(HOST).probes == len(probes)
+
+
+def test_threads_probe_once(make: Callable[..., Health], clock: Clock) -> None:
+    """Threads that find the interval over at once make one probe."""
+    table = make(retry_interval=1.0)
+    fail(table)
+    clock.now += 1.2
+    probes: list[int] = []
+
+    def probe() -> BaseException:
+        probes.append(1)
+        time.sleep(0.02)
+        return BOOM
+
+    def work(i: int) -> None:
+        with pytest.raises(EngineDown):
+            table.admit(HOST, probe)
+
+    in_threads(8, work)
+    assert len(probes) == 1
+
+
+def test_recovery(make: Callable[..., Health], clock: Clock) -> None:
+    """A probe that is answered puts the server up for all, and its worker goes on."""
+    one, other = make(retry_interval=10.0), make(retry_interval=10.0)
+    fail(one)
+    clock.now += 11.5
+    other.admit(HOST, answering)
+    one.admit(HOST, never)
+    record = one.status(HOST)
+    assert (record.status, record.downs, record.ups, record.probes, record.changes) == (UP, 1, 1, 1, 2)
+
+
+def test_dead_prober(make: Callable[..., Health], clock: Clock) -> None:
+    """If the worker that probes dies, another probes an interval later."""
+    one, other = make(retry_interval=10.0), make(retry_interval=10.0)
+    fail(one)
+    clock.now += 11.5
+
+    def dies() -> BaseException:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        one.admit(HOST, dies)
+    with pytest.raises(EngineDown):
+        other.admit(HOST, never)
+    clock.now += 11.5
+    other.admit(HOST, answering)
+
+
+@pytest.mark.parametrize("interval", [-1, -0.5])
+def test_never_retried(make: Callable[..., Health], clock: Clock, interval: float) -> None:
+    """With a negative retry_interval a server stays down until set_server."""
+    table = make(retry_interval=interval)
+    fail(table)
+    clock.now += 1e6
+    with pytest.raises(EngineDown, match="until set_server"):
+        table.admit(HOST, never)
+    assert table.set_server(HOST, True) is True
+    table.admit(HOST, never)
+
+
+def test_old_failure(make: Callable[..., Health], clock: Clock) -> None:
+    """A failure that began before a recovery does not undo it, and several at once are one change."""
+    one, other, third = make(retry_interval=10.0), make(retry_interval=10.0), make(retry_interval=10.0)
+    slow, slower = other.admit(HOST, never), third.admit(HOST, never)
+    fail(one)
+    other.failed(HOST, slow, BOOM)
+    assert one.status(HOST).downs == 1
+    clock.now += 11.5
+    one.admit(HOST, answering)
+    third.failed(HOST, slower, BOOM)
+    assert one.status(HOST).status == UP
+
+
+def test_set_server(make: Callable[..., Health], clock: Clock) -> None:
+    """What an operator took out is out for all and never probed, until it is put back."""
+    one, other = make(), make()
+    assert one.set_server(HOST, False) is True
+    assert other.set_server(HOST, False) is False
+    clock.now += 1e6
+    with pytest.raises(EngineDown, match="turned off"):
+        other.admit(HOST, never)
+    assert other.set_server(HOST, True) is True
+    one.admit(HOST, never)
+    assert one.status(HOST).offs == 1
+
+
+def test_set_server_during_probe(make: Callable[..., Health], clock: Clock) -> None:
+    """A server taken out while it is probed stays out, whatever the probe finds."""
+    table = make(retry_interval=10.0)
+    fail(table)
+    clock.now += 11.5
+
+    def probe() -> None:
+        table.set_server(HOST, False)
+
+    with pytest.raises(EngineDown, match="turned off"):
+        table.admit(HOST, probe)
+    assert table.status(HOST).status == OFF
+
+
+def test_on_change(make: Callable[..., Health], clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """Each change calls on_change of the worker that made it, once, and is one log line; one that raises is
+    logged."""
+    seen: list[Any] = []
+
+    def broken(*args: Any) -> None:
+        raise ZeroDivisionError("from the callback")
+
+    one = make(retry_interval=10.0, on_change=lambda *args: seen.append(args))
+    other = make(retry_interval=10.0)
+    ticket = other.admit(HOST, never)
+    fail(one)
+    other.failed(HOST, ticket, BOOM)
+    clock.now += 11.5
+    one.admit(HOST, answering)
+    one.set_server(HOST, False)
+    assert seen == [
+        ("10.0.0.1", 11211, UP, DOWN, BOOM),
+        ("10.0.0.1", 11211, DOWN, UP, None),
+        ("10.0.0.1", 11211, UP, OFF, None),
+    ]
+    assert (
+        len([record for record in caplog.records if "memcached server 10.0.0.1:11211" in record.message]) == 3
+    )
+    make(on_change=broken).set_server(HOST, True)
+    assert "from the callback" in caplog.text
+
+
+def test_snapshot(make: Callable[..., Health], store: MemoryEngine) -> None:
+    """snapshot lists the engine's servers; of a store, those that ever failed, and no other item."""
+    table = make()
+    assert [(row["server"], row["status"], row["changes"]) for row in table.snapshot()] == [
+        ("memcached 10.0.0.1:11211", UP, 0)
+    ]
+    fail(table)
+    store.set("other", 1)
+    rows = health.snapshot(store)
+    assert [(row["server"], row["status"], row["downs"]) for row in rows] == [
+        ("memcached 10.0.0.1:11211", DOWN, 1)
+    ]
+    assert "refused" in rows[0]["error"]
+    assert rows[0]["since"] == pytest.approx(time.time(), abs=60)
+
+
+@pytest.mark.parametrize(
+    "stored", [None, 5, "down", [], ["down"], ["x", 1.0, "", 0, 0, 0, 0, 0.0, 1.0], {"a": 1}]
+)
+def test_foreign_record(make: Callable[..., Health], store: MemoryEngine, stored: Any) -> None:
+    """What is no record counts as up, and the next change replaces it."""
+    store.set("health memcached 10.0.0.1:11211", stored)
+    table = make()
+    fail(table)
+    assert table.status(HOST).downs == 1
+    assert Record.read(store.get("health memcached 10.0.0.1:11211")).status == DOWN
+
+
+def test_schemes_are_apart(store: MemoryEngine) -> None:
+    """A memcached and a redis on one address have records of their own."""
+    one, other = Health(store, scheme="memcached"), Health(store, scheme="redis")
+    fail(one)
+    other.admit(HOST, never)
+
+
+@pytest.mark.parametrize("error", [NoSpace("full"), ShmCacheError("closed"), OSError(28, "no space")])
+def test_store_that_fails(
+    make: Callable[..., Health],
+    store: MemoryEngine,
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A store that fails leaves each process to itself, which is said once."""
+    monkeypatch.setattr(health, "_said", {})
+    tables = [make(), make()]
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    for name in ("gets", "add", "cas"):
+        monkeypatch.setattr(store, name, broken)
+    for table in tables:
+        fail(table)
+        assert table.shared is False
+        with pytest.raises(EngineDown):
+            table.admit(HOST, never)
+    assert len([record for record in caplog.records if "finds out for itself" in record.message]) == 1
+
+
+def test_store_that_is_busy(
+    make: Callable[..., Health], store: MemoryEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store whose guard is held by a stopped process is kept: the next failure is written."""
+    table = make()
+    with monkeypatch.context() as patch:
+
+        def busy(*args: Any, **kwargs: Any) -> Any:
+            raise LockTimeout("held")
+
+        patch.setattr(store, "add", busy)
+        fail(table)
+        assert table.status(HOST).status == UP
+    fail(table)
+    assert table.status(HOST).status == DOWN
+
+
+@pytest.mark.parametrize(
+    "url", ["posix:///a/b?size=1M", "posix:///x?size=1", "nonsense://", "posix:///x?mode=a&size=1M"]
+)
+def test_store_that_cannot_be_opened(
+    url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that cannot be opened is one log line if the machine does not allow it, a ValueError if the URL makes
+    no sense."""
+    monkeypatch.setattr(health, "_said", {})
+    try:
+        tables = [Health(url, scheme="memcached") for _ in range(2)]
+    except ValueError:
+        return
+    assert [table.shared for table in tables] == [False, False]
+    assert len(caplog.records) == 1
+    fail(tables[0])
+    tables[1].admit(HOST, never)
+
+
+def test_option() -> None:
+    """health= is an engine URL, an engine, yes or no."""
+    engine = MemoryEngine()
+    assert [health.health_option("health", value) for value in ("yes", "no", True, "memory://", engine)] == [
+        True, False, True, "memory://", engine,
+    ]  # fmt: skip
+    for bad in ("perhaps", 5, 1.5, None):
+        with pytest.raises(ValueError, match="health"):
+            health.health_option("health", bad)
+
+
+# -- workers and a server that stops --
+
+
+def test_four_workers(
+    start_memcached: Any, segment: str, open_memcached: Callable[..., MemcachedEngine]
+) -> None:
+    """Four workers and a server that hangs for 4 s, with an interval of 1 s: it is found dead once, asked once per
+    interval by all of them together, and then used again by all."""
+    server = start_memcached()
+    options = {"health": segment, "retry_interval": 1.0, "timeout": 1.0, "connect_timeout": 1.0}
+    with fake.Proxy(server.host, server.port) as proxy:
+        engine = open_memcached(proxy, **options)
+        engine.set("k", "there")
+        engine.close()
+        proxy.drop_all()
+        start = time.monotonic()
+
+        def work(i: int) -> tuple[int, int]:
+            mine = open_memcached(proxy, **options)
+            answered = down = 0
+            while time.monotonic() < start + 7.0:
+                try:
+                    answered += mine.get("k") == "there"
+                except EngineDown:
+                    down += 1
+                time.sleep(0.002)
+            return answered, down
+
+        proxy.mode, proxy.accepted = "hang", 0
+        healer = threading.Timer(4.0, setattr, (proxy, "mode", "pass"))
+        healer.start()
+        try:
+            results = in_processes(4, work)
+        finally:
+            healer.join()
+        record = engine.health.status(Host(proxy.host, proxy.port))
+        assert (record.status, record.downs, record.ups) == (UP, 1, 1)
+        assert 1 <= record.probes <= 7.0 / 1.0
+        assert all(answered > 0 and down > 100 for answered, down in results)
+        # up to 4 that found it dead, one a probe, and one for each worker afterwards
+        assert proxy.accepted <= 4 + record.probes + 4
+
+
+def test_health_in_shared_memory(segment: str) -> None:
+    """A change by one process is seen by the next call of another."""
+    table = Health(segment, scheme="memcached", servers=(HOST,))
+    assert table.shared
+
+    def child(i: int) -> str:
+        fail(Health(segment, scheme="memcached"))
+        return table.status(HOST).status
+
+    assert in_processes(1, child) == [DOWN]
+    with pytest.raises(EngineDown):
+        table.admit(HOST, never)
+    assert [row["status"] for row in health.snapshot(segment)] == [DOWN]
+
+
+def test_killed_worker(segment: str) -> None:
+    """A worker killed in its probe leaves a table that the others go on with."""
+    table = Health(segment, scheme="memcached", retry_interval=0.05)
+    fail(table)
+    time.sleep(0.06)
+
+    def suicide() -> BaseException:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return BOOM
+
+    with pytest.raises(AssertionError, match="status"):
+        in_processes(1, lambda i: table.admit(HOST, suicide))
+    time.sleep(0.06)
+    table.admit(HOST, answering)
+    assert table.status(HOST).probes == 2
