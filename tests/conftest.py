@@ -177,8 +177,14 @@ def _segments() -> set[str]:
     return found
 
 
+HEALTH = Path(f"/dev/shm/shmcache.health-{os.geteuid()}")
+"""The default health store of this user's networked engines: programs that tests start may make it."""
+HAD_HEALTH = pytest.StashKey[bool]()
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     if not hasattr(session.config, "workerinput"):
+        session.config.stash[HAD_HEALTH] = HEALTH.exists()
         session.config.stash[SEEN] = _segments()
 
 
@@ -187,6 +193,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """The session fails if a segment or semaphore set made during it is left; seen once, when all workers
     have ended."""
     if SEEN in session.config.stash:
+        if HEALTH.exists() and not session.config.stash[HAD_HEALTH]:
+            with shmcache.open(f"posix:///{HEALTH.name.removeprefix('shmcache.')}", mode="a") as made:
+                made.unlink()
         session.config.stash[LEFT] = left = _segments() - session.config.stash[SEEN]
         if left:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
