@@ -13,6 +13,8 @@
 #include "format.c"
 #include "check.c"
 
+#include "pyvalue.c"
+
 #include "pytable.c"
 
 #include "pyadmin.c"

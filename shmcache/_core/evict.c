@@ -293,7 +293,7 @@ static int step_guarded(sc_op_t *op, u32 lane, int mode)
             s->soft->stat[SC_SS_BYTES_MOVED] += it.total;
             goto pass;
         }
-        if (mine || mode == STEP_COMPACT || (t->h.flags & SC_F_NO_EVICT)) { /* compaction never costs a live item */
+        if (mine || (t->h.flags & SC_F_NO_EVICT)) {
             op->blocked |= 1u << lane;
             return 0;
         }

@@ -12,6 +12,8 @@
 #include "table.h"
 
 #define RC_PYERR (-100) /* a Python error is set */
+#define MAX_TTL_S 315360000 /* ten years; beyond it arguments.lifetime words the error */
+#define READ_TRIES 1000     /* times a read, or a write that follows one, begins anew when the item changed meanwhile */
 
 typedef struct {
     Py_ssize_t bytes_off; /* of a bytes object's data, measured once: the accessor is a call, and this is the hot path */
@@ -67,6 +69,8 @@ static inline void key_done(pykey *k)
 int value_init(table_obj *self, PyObject *value, pyvalue *out);
 static inline void value_done(pyvalue *v) { Py_XDECREF(v->owner); }
 int deadline_of(table_obj *self, PyObject *ttl, PyObject *expire_at, u64 *out);
+PyObject *codec_decode(table_obj *self, u32 flags, PyObject *data);
+int ms_after(table_obj *self, double seconds, u64 *out);
 PyObject *raise_rc(table_obj *self, sc_table_t *t, int rc, const pykey *k);
 PyObject *read_value(table_obj *self, pykey *k, sc_found_t *f, int count, int grace, sc_token_t *token);
 int closed_error(table_obj *self);
