@@ -196,9 +196,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         if HEALTH.exists() and not session.config.stash[HAD_HEALTH]:
             with shmcache.open(f"posix:///{HEALTH.name.removeprefix('shmcache.')}", mode="a") as made:
                 made.unlink()
-        with contextlib.suppress(ImportError):
-            # anon:// sets whose last user was killed are gc's by design; test_segment checks those that are not
-            importlib.import_module("shmcache.catalog").gc(grace=0.0)
         session.config.stash[LEFT] = left = _segments() - session.config.stash[SEEN]
         if left:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
