@@ -5,6 +5,10 @@
 #ifndef SC_ATOMICS_H
 #define SC_ATOMICS_H
 #include <string.h>
+#if defined(__SSE2__) && !defined(SC_SCALAR) /* SC_SCALAR: tests take the portable forms on any machine */
+#define SC_SSE2 1
+#include <immintrin.h>
+#endif
 
 #define SC_LD(p) __atomic_load_n((p), __ATOMIC_RELAXED)
 #define SC_LD_ACQ(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
@@ -16,6 +20,7 @@
 #define SC_BARRIER() __asm__ volatile("" ::: "memory")
 #define SC_LIKELY(x) __builtin_expect(!!(x), 1)
 #define SC_UNLIKELY(x) __builtin_expect(!!(x), 0)
+#define SC_INLINE static inline __attribute__((always_inline))
 #define SC_PREFETCH(p) __builtin_prefetch((p), 0, 3)
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -37,7 +42,18 @@ static inline int sc_same(const void *a, const void *b, size_t n)
     const unsigned char *p = (const unsigned char *)a, *q = (const unsigned char *)b;
     SC_BARRIER();
     int same;
-    if (n >= 8 && n <= 32) { /* most keys: overlapping words, no call */
+    if (n >= 8 && n <= 32) { /* most keys: two overlapping words of 8 or 16 bytes, no call */
+#ifdef SC_SSE2
+        if (n >= 16) {
+            const __m128i *a0 = (const __m128i *)(const void *)p, *a1 = (const __m128i *)(const void *)(p + n - 16);
+            const __m128i *b0 = (const __m128i *)(const void *)q, *b1 = (const __m128i *)(const void *)(q + n - 16);
+            __m128i first = _mm_cmpeq_epi8(_mm_loadu_si128(a0), _mm_loadu_si128(b0));
+            __m128i last = _mm_cmpeq_epi8(_mm_loadu_si128(a1), _mm_loadu_si128(b1));
+            same = _mm_movemask_epi8(_mm_and_si128(first, last)) == 0xFFFF;
+            SC_BARRIER();
+            return same;
+        }
+#endif
         unsigned long long x, y, diff = 0;
         size_t i = 0;
         for (; i + 8 < n; i += 8) {

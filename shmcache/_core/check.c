@@ -39,7 +39,7 @@ static u32 check_value_of(audit_t *a, const sc_item_t *it, u64 h, u32 *found_che
     u64 hm = sc_header_mix(&t->secret, h, it->w0, it->soft);
     u32 place = sc_place_mix(&t->secret, SC_LD(&a->s->life[it->page]), it->page, it->off);
     *ok = 1;
-    if (!t->full) {
+    if (!t->check_len) {
         *found_check = SC_W0_HCHECK(it->w0);
         return ((u32)(hm >> 56) ^ place) & 0xFFu;
     }

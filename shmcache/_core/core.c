@@ -15,6 +15,8 @@
 
 #include "pyvalue.c"
 
+#include "pyread.c"
+
 #include "pytable.c"
 
 #include "pyadmin.c"

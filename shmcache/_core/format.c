@@ -218,7 +218,7 @@ sc_table_t *sc_table_new(u8 *base, const sc_header_t *h, int readonly)
     t->size = h->size;
     t->h = *h;
     t->readonly = readonly;
-    t->full = (h->flags & SC_F_HEADER_ONLY) == 0;
+    t->check_len = (h->flags & SC_F_HEADER_ONLY) ? 0 : 4;
     t->n_shards = h->n_shards;
     t->n_buckets = h->n_buckets;
     t->n_pages = h->n_pages;

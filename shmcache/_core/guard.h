@@ -30,6 +30,18 @@ u32 sc_worker_claim(sc_table_t *t, int *rc);
 int sc_beacon_value(sc_table_t *t, u32 slot);
 int sc_worker_dead(sc_table_t *t, u32 slot, u32 gen, int *lost);
 static inline u32 sc_worker_me(const sc_table_t *t) { return SC_LD(&t->proc->wipe->me); }
+void sc_count_first(sc_table_t *t, int stat, u64 n);
+/* Adds to this worker's own statistics line; nothing on a read-only handle. */
+SC_INLINE void sc_count(sc_table_t *t, int stat, u64 n)
+{
+    u32 me = SC_LIKELY(t->proc != NULL) ? sc_worker_me(t) : 0;
+    if (SC_UNLIKELY(me == 0)) {
+        sc_count_first(t, stat, n);
+        return;
+    }
+    u64 *p = &t->workers[SC_OWNER_SLOT(me)].stat[stat];
+    SC_ST(p, SC_LD(p) + n);
+}
 
 int sc_guard_lock(sc_table_t *t, u32 shard, u32 me, i64 wait_ns);
 void sc_guard_unlock(sc_table_t *t, u32 shard);

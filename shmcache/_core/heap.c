@@ -372,7 +372,7 @@ int sc_item_copy_guarded(sc_op_t *op, const sc_item_t *it, u32 lane, u32 *page, 
               sc_place_mix(&t->secret, SC_LD(&s->life[r.page]), r.page, r.off);
     u64 w0 = it->w0;
     u32 tail_bytes = 0, check = 0;
-    if (t->full)
+    if (t->check_len)
         tail_bytes = 4;
     else
         w0 ^= (u64)(mix & 0xFFu) << 56;
@@ -394,7 +394,7 @@ int sc_item_copy_guarded(sc_op_t *op, const sc_item_t *it, u32 lane, u32 *page, 
         left -= step;
         pos += step;
     }
-    if (t->full) {
+    if (t->check_len) {
         if (!sc_item_gather(t, s, it, it->total - 4, &check, 4)) {
             sc_heap_recount_guarded(t, s);
             return 0;

@@ -2,9 +2,6 @@
 #ifndef SC_HEAP_H
 #define SC_HEAP_H
 #include "table.h"
-#ifdef __SSE2__
-#include <emmintrin.h>
-#endif
 
 /* One write operation on one shard, guard held. */
 typedef struct {
@@ -65,7 +62,7 @@ static inline int sc_item_load(const sc_table_t *t, const sc_shard_t *s, u32 pag
     it->type = SC_W0_TYPE(w0);
     it->soft = 0;
     it->voff = sc_item_voff(it->klen, it->flags, it->type);
-    it->total = sc_item_total(it->klen, it->vlen, it->flags, it->type, t->full);
+    it->total = sc_item_total(it->klen, it->vlen, it->flags, it->type, t->check_len);
     if (SC_UNLIKELY(it->klen == 0 || it->vlen > t->h.max_value || it->flags > SC_IF_SOFT ||
                     (SC_TYPE(it->type) == SC_T_INT && it->vlen != 8)))
         return 0;
@@ -115,28 +112,28 @@ void sc_item_wipe_guarded(sc_op_t *op, u32 page, u32 off);
 int sc_item_copy_guarded(sc_op_t *op, const sc_item_t *it, u32 lane, u32 *page, u32 *off);
 int sc_item_keyhash(const sc_table_t *t, const sc_shard_t *s, const sc_item_t *it, u64 *h);
 
-/* Bit i set: entry i of the bucket bears the tag. Only a first look: who acts on an entry loads it again. */
+/* A bit for each entry of the bucket that bears the tag, taken apart by sc_match_slot. Only a first look: who acts on an
+ * entry loads it again. */
 static inline u32 sc_bucket_match(const sc_bucket_t *b, u32 tag)
 {
-#ifdef __SSE2__
+#ifdef SC_SSE2
     const __m128i want = _mm_set1_epi16((short)tag);
     const __m128i *p = (const __m128i *)(const void *)b;
     SC_BARRIER();
-    u32 m0 = (u32)_mm_movemask_epi8(_mm_cmpeq_epi16(_mm_load_si128(p), want));
-    u32 m1 = (u32)_mm_movemask_epi8(_mm_cmpeq_epi16(_mm_load_si128(p + 1), want));
-    u32 m2 = (u32)_mm_movemask_epi8(_mm_cmpeq_epi16(_mm_load_si128(p + 2), want));
-    u32 m3 = (u32)_mm_movemask_epi8(_mm_cmpeq_epi16(_mm_load_si128(p + 3), want));
+    __m128i low = _mm_packs_epi16(_mm_cmpeq_epi16(_mm_load_si128(p), want), _mm_cmpeq_epi16(_mm_load_si128(p + 1), want));
+    __m128i high =
+        _mm_packs_epi16(_mm_cmpeq_epi16(_mm_load_si128(p + 2), want), _mm_cmpeq_epi16(_mm_load_si128(p + 3), want));
     SC_BARRIER();
-    /* bits 7 and 15 of a mask belong to the tags of its two words; word 0 of the bucket holds use bits */
-    return (m0 >> 15 & 1u) | (m1 >> 6 & 2u) | (m1 >> 13 & 4u) | (m2 >> 4 & 8u) | (m2 >> 11 & 16u) | (m3 >> 2 & 32u) |
-           (m3 >> 9 & 64u);
+    /* four bits a word of the bucket, the highest for its tag; word 0 holds use bits */
+    return ((u32)_mm_movemask_epi8(low) | (u32)_mm_movemask_epi8(high) << 16) & 0x88888880u;
 #else
     u32 m = 0;
     for (u32 i = 0; i < SC_N_SLOTS; i++)
-        m |= (u32)(SC_ENTRY_TAG(SC_LD(&b->entry[i])) == tag) << i;
+        m |= (u32)(SC_ENTRY_TAG(SC_LD(&b->entry[i])) == tag) << (4 * i + 7);
     return m;
 #endif
 }
+static inline u32 sc_match_slot(u32 match) { return (u32)(__builtin_ctz(match) >> 2) - 1u; }
 
 /* evict.c */
 int sc_room_guarded(sc_op_t *op, u32 lane, u32 total);

@@ -49,7 +49,7 @@ u64 *sc_index_place_guarded(sc_op_t *op, u64 h, u32 page, u32 off, u32 *bucket, 
     u32 tag = sc_tag_of(h), b = sc_home_of(h, t->n_buckets), b2 = sc_other_of(b, tag, t->n_buckets);
     for (int turn = 0; turn < 2; turn++, b = b2) {
         for (u32 match = sc_bucket_match(&op->s->buckets[b], tag); match != 0; match &= match - 1) {
-            u32 i = (u32)__builtin_ctz(match);
+            u32 i = sc_match_slot(match);
             u64 *p = &op->s->buckets[b].entry[i];
             if (SC_ENTRY_PLACE(SC_LD(p)) != place)
                 continue;
@@ -73,10 +73,10 @@ u64 *sc_index_find_guarded(sc_op_t *op, const sc_key_t *k, sc_item_t *it, u32 *b
     sc_table_t *t = op->t;
     sc_shard_t *s = op->s;
     u64 *found = NULL;
-    u32 b = k->b1;
-    for (int turn = 0; turn < 2; turn++, b = k->b2) {
+    u32 b = k->b1, b2 = sc_key_b2(t, k);
+    for (int turn = 0; turn < 2; turn++, b = b2) {
         for (u32 match = sc_bucket_match(&s->buckets[b], k->tag); match != 0; match &= match - 1) {
-            u32 i = (u32)__builtin_ctz(match);
+            u32 i = sc_match_slot(match);
             u64 *p = &s->buckets[b].entry[i];
             u64 e = SC_LD(p);
             if (sc_entry_dead(t, s, e))
@@ -91,7 +91,7 @@ u64 *sc_index_find_guarded(sc_op_t *op, const sc_key_t *k, sc_item_t *it, u32 *b
             if (here.klen != k->len || !sc_item_key_is(t, s, &here, k->p))
                 continue;
             if (found != NULL) {
-                clear_twin(s, p, k->b1, k->b2);
+                clear_twin(s, p, k->b1, b2);
                 continue;
             }
             found = p;
@@ -99,7 +99,7 @@ u64 *sc_index_find_guarded(sc_op_t *op, const sc_key_t *k, sc_item_t *it, u32 *b
             *bucket = b;
             *slot = i;
         }
-        if (k->b2 == k->b1)
+        if (b2 == k->b1)
             break;
     }
     return found;
@@ -163,23 +163,23 @@ u64 *sc_index_slot_guarded(sc_op_t *op, const sc_key_t *k, u32 *bucket, u32 *slo
     sc_table_t *t = op->t;
     sc_shard_t *s = op->s;
     int i;
-    u32 b = k->b1;
+    u32 b = k->b1, b2 = sc_key_b2(t, k);
     if ((i = free_slot(t, s, b)) >= 0)
         goto out;
-    if (k->b2 != k->b1) {
-        b = k->b2;
+    if (b2 != k->b1) {
+        b = b2;
         if ((i = free_slot(t, s, b)) >= 0)
             goto out;
         b = k->b1;
         if ((i = displace(op, b)) >= 0)
             goto out;
-        b = k->b2;
+        b = b2;
         if ((i = displace(op, b)) >= 0)
             goto out;
     }
     u32 best_b = 0, best_i = SC_N_SLOTS, best_score = UINT32_MAX;
     b = k->b1;
-    for (int turn = 0; turn < 2; turn++, b = k->b2) {
+    for (int turn = 0; turn < 2; turn++, b = b2) {
         for (u32 j = 0; j < SC_N_SLOTS; j++) {
             u64 *p = &s->buckets[b].entry[j];
             u64 e = SC_LD(p);
@@ -206,7 +206,7 @@ u64 *sc_index_slot_guarded(sc_op_t *op, const sc_key_t *k, u32 *bucket, u32 *slo
                 best_i = j;
             }
         }
-        if (k->b2 == k->b1)
+        if (b2 == k->b1)
             break;
     }
     if ((t->h.flags & SC_F_NO_EVICT) || best_i == SC_N_SLOTS)

@@ -231,6 +231,9 @@ enum { SC_IF_SOFT = 1u };
 #define SC_W0_KLEN(w) ((u32)((w) >> 32) & 0xFFFFu)
 #define SC_W0_TYPE(w) ((u32)((w) >> 48) & 0xFFu)
 #define SC_W0_HCHECK(w) ((u32)((w) >> 56))
+/* Flags and key length alone: equal to SC_W0_KEYED(klen) if the item is not SOFT and its key has that length. */
+#define SC_W0_SHAPE(w) ((w) & 0x0000FFFFF0000000ull)
+#define SC_W0_KEYED(klen) ((u64)(klen) << 32)
 #define SC_W0_PLAIN(w) ((w) & 0x00FFFFFFFFFFFFFFull)
 #define SC_W1(deadline, version) (((u64)(deadline) << 24) | ((u64)(version) & 0xFFFFFFu))
 #define SC_W1_DEADLINE(w) ((w) >> 24)
@@ -246,9 +249,9 @@ static inline u32 sc_item_voff(u32 klen, u32 flags, u32 type)
     u32 off = SC_ITEM_HEADER + ((flags & SC_IF_SOFT) ? 8u : 0u) + klen;
     return SC_TYPE(type) == SC_T_INT ? (off + 7u) & ~7u : off;
 }
-static inline u32 sc_item_total(u32 klen, u32 vlen, u32 flags, u32 type, int full)
+static inline u32 sc_item_total(u32 klen, u32 vlen, u32 flags, u32 type, u32 check_len)
 {
-    return (sc_item_voff(klen, flags, type) + vlen + (full ? 4u : 0u) + 7u) & ~7u;
+    return (sc_item_voff(klen, flags, type) + vlen + check_len + 7u) & ~7u;
 }
 
 /* Semaphores of the set: [0] lifecycle (0 = free), [1..n] guards (1 = free), then beacons (0 = free). */

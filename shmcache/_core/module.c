@@ -615,14 +615,19 @@ PyMODINIT_FUNC PyInit__core(void);
 PyMODINIT_FUNC PyInit__core(void)
 {
     if (table_methods[0].ml_name == NULL) { /* the same values whoever writes them */
-        size_t n = 0;
-        for (PyMethodDef *m = table_hot_methods; m->ml_name != NULL; m++)
-            n++;
-        size_t k = 0;
-        for (; table_admin_methods[k].ml_name != NULL; k++)
-            table_methods[n + k] = table_admin_methods[k];
-        for (size_t i = n; i-- > 0;)
-            table_methods[i] = table_hot_methods[i];
+        PyMethodDef *const parts[] = {table_read_methods, table_write_methods, table_admin_methods};
+        size_t n = 0, at;
+        for (size_t p = 0; p < 3; p++)
+            for (PyMethodDef *m = parts[p]; m->ml_name != NULL; m++)
+                n++;
+        at = n;
+        for (size_t p = 3; p-- > 0;) { /* the first one last: it tells that the rest is there */
+            size_t k = 0;
+            while (parts[p][k].ml_name != NULL)
+                k++;
+            while (k-- > 0)
+                table_methods[--at] = parts[p][k];
+        }
     }
     return PyModuleDef_Init(Py_Version >= 0x030c0000 ? &core_def_multi : &core_def);
 }

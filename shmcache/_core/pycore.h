@@ -13,6 +13,7 @@
 
 #define RC_PYERR (-100) /* a Python error is set */
 #define MAX_TTL_S 315360000 /* ten years; beyond it arguments.lifetime words the error */
+#define BIG 32768u          /* bytes from which copying drops the GIL: about 2 us of memcpy against 44 ns of hand-over */
 #define READ_TRIES 1000     /* times a read, or a write that follows one, begins anew when the item changed meanwhile */
 
 typedef struct {
@@ -122,7 +123,35 @@ int dict_put(PyObject *d, const char *name, PyObject *value); /* takes the refer
         }                                                                                            \
     } while (0)
 
-extern PyMethodDef table_hot_methods[], table_admin_methods[], core_functions[];
+/* The end of a read: its hit or miss counted; the default for an absent value. */
+static inline PyObject *counted(const pykey *k, PyObject *value)
+{
+    if (SC_LIKELY(value != NULL) || !PyErr_Occurred())
+        sc_count(k->m->t, value != NULL ? SC_ST_HITS : SC_ST_MISSES, 1);
+    return value;
+}
+static inline PyObject *or_default(PyObject *value, PyObject *dflt)
+{
+    if (value != NULL || PyErr_Occurred())
+        return value;
+    return Py_NewRef(dflt == NULL ? Py_None : dflt);
+}
+
+/* A method of one argument, from name_one(self, argument). */
+#define TABLE_ONE(name, arg)                                                                            \
+    static PyObject *table_##name(PyObject *o, args_t args, Py_ssize_t nargs, PyObject *kwnames) \
+    {                                                                                            \
+        static const char *const names[] = {#arg};                                               \
+        PyObject *a[1];                                                                          \
+        if (SC_LIKELY(kwnames == NULL && nargs == 1))                                            \
+            return name##_one(o, args[0]);                                                       \
+        return args_parse(#name, args, nargs, kwnames, names, 1, 1, 1, a) != 0 ? NULL            \
+                                                                               : name##_one(o, a[0]); \
+    }
+#define TABLE_METHOD(name)                                                                            \
+    {#name, (PyCFunction)(void (*)(void))table_##name, METH_FASTCALL | METH_KEYWORDS, NULL}
+
+extern PyMethodDef table_read_methods[], table_write_methods[], table_admin_methods[], core_functions[];
 PyObject *table_subscript(PyObject *self, PyObject *key);
 int table_ass_subscript(PyObject *self, PyObject *key, PyObject *value);
 int table_contains(PyObject *self, PyObject *key);

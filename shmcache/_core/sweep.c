@@ -273,7 +273,7 @@ int sc_see(sc_table_t *t, u32 group, u32 where, u64 e, sc_seen_t *out, u8 *keybu
     if (sound) {
         skip = SC_ITEM_HEADER + ((it.flags & SC_IF_SOFT) ? 8u : 0u);
         sound = sc_item_gather(t, s, &it, skip, keybuf, it.klen);
-        if (sound && t->full)
+        if (sound && t->check_len)
             sound = sc_item_gather(t, s, &it, it.total - 4, &check, 4);
     }
     SC_FENCE_ACQ();
@@ -295,7 +295,7 @@ int sc_see(sc_table_t *t, u32 group, u32 where, u64 e, sc_seen_t *out, u8 *keybu
         (home != b && sc_other_of(home, tag, t->n_buckets) != b))
         return SC_CHANGED; /* the key does not belong here: rot */
     u64 hm = sc_header_mix(&t->secret, h, it.w0, it.soft);
-    if (!t->full && SC_W0_HCHECK(it.w0) != (((u32)(hm >> 56) ^ sc_place_mix(&t->secret, m, page, off)) & 0xFFu))
+    if (!t->check_len && SC_W0_HCHECK(it.w0) != (((u32)(hm >> 56) ^ sc_place_mix(&t->secret, m, page, off)) & 0xFFu))
         return SC_CHANGED;
     u64 deadline = SC_W1_DEADLINE(it.w1), now;
     if (deadline != 0 || it.soft != 0) {

@@ -1,11 +1,5 @@
-/* table.c - reads without a guard and writes under one.
+/* table.c - reads without a guard (how: read.h) and writes under one.
  *
- * Read rules
- *   R1  After copying, the entry is compared again, then the life of the item's first page, both in this order, the entry
- *       by an acquire load.  An entry unchanged over an unchanged life means the item was stored all the while, so none of
- *       its pages was given a new life.
- *   R2  A reader stores nothing but a use bit in a bucket line, never into a page.
- *   R3  A reader that found nothing compares `moves` of the first bucket: a key displaced during the pass is no miss.
  * Write rules
  *   W2  Duplicates left by a killed displacement are cleared by every set, delete and step before anything else.
  *   W4  The tail is stored once per item, after all its pages and bytes.
@@ -13,155 +7,50 @@
  *   The key's own item is never a victim of its own set; a failed or killed set leaves the old value. */
 #include "guard.h"
 #include "heap.h"
-#include <sched.h>
+#include "read.h"
 #include <stdlib.h>
 
-#define PASSES_QUICK 64u  /* passes before the reader yields the processor between them */
-#define PASSES_MOST 1000u /* then it answers miss, counted as read_contended */
+#define AHEAD_LINES 16u /* lines of an item's second page asked for as soon as its key matches */
 
 u64 sc_now(sc_table_t *t) { return sc_clock_now_ms(&t->clock); }
 
-void sc_key_init(const sc_table_t *t, sc_key_t *k, const void *p, u32 len)
+/* The first count of a process claims its slot; a reader that finds none free goes on uncounted. */
+void sc_count_first(sc_table_t *t, int stat, u64 n)
 {
-    k->p = (const u8 *)p;
-    k->len = len;
-    k->h = sc_hash(&t->secret, p, len, 0);
-    k->shard = sc_shard_of(k->h, t->n_shards);
-    k->tag = sc_tag_of(k->h);
-    k->b1 = sc_home_of(k->h, t->n_buckets);
-    k->b2 = sc_other_of(k->b1, k->tag, t->n_buckets);
-}
-
-/* Adds to this worker's own statistics line; the first count of a process claims its slot. */
-void sc_count(sc_table_t *t, int stat, u64 n)
-{
-    if (t->readonly)
-        return;
-    u32 me = sc_worker_me(t);
-    if (SC_UNLIKELY(me == 0)) {
-        int rc;
-        if (SC_LD(&t->proc->wipe->denied) || t->lost || (me = sc_worker_claim(t, &rc)) == 0)
-            return;
-    }
-    u64 *p = &t->workers[SC_OWNER_SLOT(me)].stat[stat];
-    SC_ST(p, SC_LD(p) + n);
+    int rc;
+    if (t->proc != NULL && !SC_LD(&t->proc->wipe->denied) && !t->lost && sc_worker_claim(t, &rc) != 0)
+        sc_count(t, stat, n);
 }
 
 /* ---- reads ------------------------------------------------------------------------------------------------------ */
 
-/* Finds a key in one pass over its two buckets.  f is what was found; value bytes are copied by sc_get_finish, which
- * validates (R1); a caller that does not call it asks for `validated`.  A miss is always validated. */
-static inline int get_begin(sc_table_t *t, const sc_key_t *k, sc_found_t *f, int validated)
+/* Any item against a key: long ones, counters, soft deadlines, other lengths of key. */
+int sc_compare_any(const sc_table_t *t, const sc_key_t *k, u32 page, u32 off, sc_found_t *f)
 {
-    sc_shard_t *s = &t->shard[k->shard];
-    for (u32 pass = 0; pass < PASSES_MOST; pass++) {
-        if (SC_UNLIKELY(pass >= PASSES_QUICK))
-            sched_yield();
-        sc_bucket_t *first = &s->buckets[k->b1];
-        u8 moves = SC_LD_ACQ(&first->moves);
-        u32 b = k->b1;
-        for (int turn = 0; turn < 2; turn++, b = k->b2) {
-            sc_bucket_t *bucket = &s->buckets[b];
-            for (u32 match = sc_bucket_match(bucket, k->tag); match != 0; match &= match - 1) {
-                u32 i = (u32)__builtin_ctz(match);
-                u64 e = SC_LD_ACQ(&bucket->entry[i]);
-                if (SC_UNLIKELY(SC_ENTRY_TAG(e) != k->tag))
-                    goto again;
-                u32 page = SC_ENTRY_PAGE(e), off = SC_ENTRY_OFF(e);
-                if (SC_UNLIKELY(!sc_place_ok(t, page, off)))
-                    continue; /* rot: no item can lie there */
-                SC_PREFETCH(sc_at(t, s, page, off));
-                SC_PREFETCH(sc_at(t, s, page, off) + SC_LINE);
-                SC_PREFETCH(sc_at(t, s, page, off) + 2 * SC_LINE);
-                u64 m = SC_LD_ACQ(&s->life[page]);
-                if (SC_UNLIKELY(SC_LD_ACQ(&bucket->entry[i]) != e)) /* acquire: equal bits of a later item bring its bytes */
-                    goto again;
-                if (SC_UNLIKELY(SC_LIFE_SEQ(m) <= SC_LD(&s->hard->flush_seq)))
-                    continue;
-                sc_item_t *it = &f->it;
-                int sound = sc_item_load(t, s, page, off, it);
-                int same = sound && it->klen == k->len && sc_item_key_is(t, s, it, k->p);
-                if (same && SC_TYPE(it->type) == SC_T_INT) {
-                    u64 *word = sc_item_word(t, s, it, it->voff);
-                    f->num = word != NULL ? (i64)SC_LD(word) : 0;
-                }
-                u64 deadline = same ? SC_W1_DEADLINE(it->w1) : 0;
-                int expired = deadline != 0 && deadline <= sc_clock_now_ms(&t->clock);
-                if (validated || !same || expired) {
-                    SC_FENCE_ACQ();
-                    if (SC_UNLIKELY(SC_LD_ACQ(&bucket->entry[i]) != e || SC_LD(&s->life[page]) != m))
-                        goto again; /* R1 */
-                    if (expired && SC_LD((u64 *)(void *)sc_at(t, s, page, off) + 1) != it->w1)
-                        goto again; /* touched before the clock was read */
-                }
-                if (SC_UNLIKELY(!sound)) {
-                    sc_count(t, SC_ST_CORRUPT, 1);
-                    continue;
-                }
-                if (!same)
-                    continue;
-                if (expired)
-                    return SC_MISS;
-                f->bucket = b;
-                f->slot = i;
-                f->entry = e;
-                f->life = m;
-                return SC_HIT;
-            }
-            if (k->b2 == k->b1)
-                break;
-        }
-        SC_FENCE_ACQ();
-        if (SC_LIKELY(SC_LD(&first->moves) == moves))
-            return SC_MISS; /* R3 */
-    again:;
+    const sc_shard_t *s = &t->shard[k->shard];
+    sc_item_t *it = &f->it;
+    if (!sc_item_load(t, s, page, off, it))
+        return SC_IS_ROT;
+    if (it->klen != k->len || !sc_item_key_is(t, s, it, k->p))
+        return SC_IS_OTHER;
+    if (SC_TYPE(it->type) == SC_T_INT) {
+        const u64 *word = sc_item_word(t, s, it, it->voff);
+        f->num = word != NULL ? (i64)SC_LD(word) : 0;
     }
-    sc_count(t, SC_ST_CONTENDED, 1);
-    return SC_MISS;
+    if (!sc_item_flat(t, it)) { /* the processor's own prefetching ends at a page; the caller makes an object meanwhile */
+        u32 next = SC_LD(&s->next[page]);
+        for (u32 i = 0; next < t->n_pages && i < AHEAD_LINES; i++)
+            SC_PREFETCH(sc_at(t, s, next, i * SC_LINE));
+    }
+    return SC_IS_KEY;
 }
 
-int sc_get_begin(sc_table_t *t, const sc_key_t *k, sc_found_t *f) { return get_begin(t, k, f, 0); }
-int sc_look(sc_table_t *t, const sc_key_t *k, sc_found_t *f) { return get_begin(t, k, f, 1); }
-
-/* Copies the value (f->it.vlen bytes, or 8 for a counter) to private memory, then validates place and content.
- * SC_AGAIN: begin anew.  SC_MISS: the check does not match.  count: raise the use bit. */
+/* Finds a key; value bytes are copied by sc_get_finish, which validates. */
+int sc_get_begin(sc_table_t *t, const sc_key_t *k, sc_found_t *f) { return sc_read_begin(t, k, f, 0); }
+int sc_look(sc_table_t *t, const sc_key_t *k, sc_found_t *f) { return sc_read_begin(t, k, f, 1); }
 int sc_get_finish(sc_table_t *t, const sc_key_t *k, sc_found_t *f, void *value, int count)
 {
-    sc_shard_t *s = &t->shard[k->shard];
-    sc_bucket_t *bucket = &s->buckets[f->bucket];
-    u32 check = 0;
-    if (SC_LIKELY(sc_item_flat(t, &f->it))) {
-        const u8 *p = sc_at(t, s, f->it.page, f->it.off);
-        sc_copy(value, p + f->it.voff, f->it.vlen);
-        if (t->full)
-            check = SC_LD((const u32 *)(const void *)(p + f->it.total - 4));
-    } else if (!sc_item_gather(t, s, &f->it, f->it.voff, value, f->it.vlen) ||
-               (t->full && !sc_item_gather(t, s, &f->it, f->it.total - 4, &check, 4))) {
-        check = 0; /* a chain that leaves the segment: torn, or rot; the comparison below tells which */
-        f->it.total = 0;
-    }
-    SC_FENCE_ACQ();
-    if (SC_UNLIKELY(SC_LD_ACQ(&bucket->entry[f->slot]) != f->entry || SC_LD(&s->life[f->it.page]) != f->life))
-        return SC_AGAIN; /* R1 */
-    u64 hm = sc_header_mix(&t->secret, k->h, f->it.w0, f->it.soft);
-    u32 place = sc_place_mix(&t->secret, f->life, f->it.page, f->it.off);
-    int ok = f->it.total != 0;
-    if (t->full)
-        ok = ok && check == (sc_content_mix(&t->secret, hm, sc_value_hash(&t->secret, f->it.type, value, f->it.vlen)) ^ place);
-    else
-        ok = ok && SC_W0_HCHECK(f->it.w0) == (((u32)(hm >> 56) ^ place) & 0xFFu);
-    if (SC_UNLIKELY(!ok)) {
-        sc_count(t, SC_ST_CORRUPT, 1);
-        return SC_MISS;
-    }
-    if (SC_TYPE(f->it.type) == SC_T_INT)
-        memcpy(&f->num, value, 8);
-    if (count && !t->readonly) {
-        u8 freq = SC_LD(&bucket->freq[f->slot]);
-        if (freq < SC_FREQ_MAX)
-            SC_ST(&bucket->freq[f->slot], (u8)(freq + 1)); /* R2 */
-    }
-    return SC_HIT;
+    return sc_read_finish(t, k, f, value, count);
 }
 
 /* Opaque: version and content; of a counter, version and number. Place is left out, so relocation changes no token. */
@@ -196,7 +85,7 @@ static int token_matches(sc_op_t *op, const sc_key_t *k, const sc_item_t *it, co
         return word != NULL && SC_LD(word) == tok->lo;
     }
     u32 mix;
-    if (t->full) {
+    if (t->check_len) {
         if (!sc_item_gather(t, op->s, it, it->total - 4, &mix, 4))
             return 0;
         mix ^= sc_place_mix(&t->secret, SC_LD(&op->s->life[it->page]), it->page, it->off);
@@ -229,7 +118,7 @@ static void write_item(sc_op_t *op, const sc_key_t *k, const sc_value_t *v, sc_r
     u64 w0 = SC_W0(vlen, flags, k->len, v->type, 0), w1 = SC_W1(v->deadline, version);
     u64 hm = sc_header_mix(&t->secret, k->h, w0, v->soft);
     u32 place = sc_place_mix(&t->secret, SC_LD(&op->s->life[r->page]), r->page, r->off);
-    if (!t->full)
+    if (!t->check_len)
         w0 |= (u64)(((u32)(hm >> 56) ^ place) & 0xFFu) << 56;
     u64 head[3] = {w0, w1, v->soft};
     if (SC_LIKELY(r->page == r->end_page)) { /* it lies flat: no walk over pages */
@@ -241,13 +130,13 @@ static void write_item(sc_op_t *op, const sc_key_t *k, const sc_value_t *v, sc_r
         memcpy(at + klen_off, k->p, k->len);
         if (voff > klen_off + k->len)
             memset(at + klen_off + k->len, 0, voff - klen_off - k->len);
-        if (vlen > 0)
-            memcpy(at + voff, p, vlen);
-        if (t->full) {
-            u32 check = sc_content_mix(&t->secret, hm, sc_value_hash(&t->secret, v->type, p, vlen)) ^ place;
+        if (t->check_len) {
+            u32 check = sc_content_mix(&t->secret, hm, sc_value_copy(&t->secret, v->type, at + voff, p, vlen)) ^ place;
             memset(at + voff + vlen, 0, total - voff - vlen - 4);
             memcpy(at + total - 4, &check, 4);
         } else {
+            if (vlen > 0)
+                memcpy(at + voff, p, vlen);
             memset(at + voff + vlen, 0, total - voff - vlen);
         }
         SC_BARRIER();
@@ -260,7 +149,7 @@ static void write_item(sc_op_t *op, const sc_key_t *k, const sc_value_t *v, sc_r
         sc_heap_write_guarded(op, r, pad, voff - begun);
     const void *p = is_int ? (const void *)&v->num : v->p;
     sc_heap_write_guarded(op, r, p, vlen);
-    if (t->full) {
+    if (t->check_len) {
         u32 check = sc_content_mix(&t->secret, hm, sc_value_hash(&t->secret, v->type, p, vlen)) ^ place;
         u32 gap = total - voff - vlen - 4;
         if (gap > 0)
@@ -276,7 +165,7 @@ static int store_guarded(sc_op_t *op, const sc_key_t *k, const sc_value_t *v, u6
     sc_table_t *t = op->t;
     sc_shard_t *s = op->s;
     u32 flags = v->soft ? SC_IF_SOFT : 0, vlen = SC_TYPE(v->type) == SC_T_INT ? 8u : v->len;
-    u32 total = sc_item_total(k->len, vlen, flags, v->type, t->full);
+    u32 total = sc_item_total(k->len, vlen, flags, v->type, t->check_len);
     u32 old_lane = 0, old_freq = 0;
     int had = entry != NULL;
     if (had) {

@@ -55,7 +55,8 @@ typedef struct sc_table {
     sc_control_t *control;
     sc_worker_t *workers;
     struct sc_proc *proc; /* NULL: read-only, no worker slot */
-    int readonly, lost, full; /* full: integrity=full */
+    int readonly, lost;
+    u32 check_len; /* bytes of an item's check: 4 with integrity=full, else 0 */
     int sys_errno;
     u32 n_shards, n_buckets, n_pages, page_size, page_shift, reserve, n_ghosts, n_leases;
     int sem_id, shm_id, fd_form;
@@ -71,7 +72,7 @@ typedef struct sc_table {
 typedef struct {
     const u8 *p;
     u32 len;
-    u32 shard, tag, b1, b2;
+    u32 shard, tag, b1;
     u64 h;
 } sc_key_t;
 
@@ -93,7 +94,9 @@ typedef struct {
 typedef struct {
     sc_item_t it;
     u64 entry, life;
-    i64 num; /* type INT: the number at the time of the pass */
+    const u8 *at;       /* the item's first byte */
+    sc_bucket_t *place; /* the bucket that held the entry */
+    i64 num;            /* type INT: the number at the time of the pass */
     u32 bucket, slot;
 } sc_found_t;
 
@@ -111,11 +114,20 @@ typedef struct {
 } sc_cond_t;
 
 /* ---- table.c: reads (no guard, no system call) and writes --------------------------------------------------------- */
-void sc_key_init(const sc_table_t *t, sc_key_t *k, const void *p, u32 len);
+static inline void sc_key_init(const sc_table_t *t, sc_key_t *k, const void *p, u32 len)
+{
+    k->p = (const u8 *)p;
+    k->len = len;
+    k->h = sc_hash(&t->secret, p, len, 0);
+    k->shard = sc_shard_of(k->h, t->n_shards);
+    k->tag = sc_tag_of(k->h);
+    k->b1 = sc_home_of(k->h, t->n_buckets);
+}
+/* The key's second bucket; b1 again in a table of one bucket a group. */
+static inline u32 sc_key_b2(const sc_table_t *t, const sc_key_t *k) { return sc_other_of(k->b1, k->tag, t->n_buckets); }
 int sc_get_begin(sc_table_t *t, const sc_key_t *k, sc_found_t *f); /* sc_get_finish validates */
 int sc_look(sc_table_t *t, const sc_key_t *k, sc_found_t *f);      /* validated: presence, header, lifetime */
 int sc_get_finish(sc_table_t *t, const sc_key_t *k, sc_found_t *f, void *value, int count);
-void sc_count(sc_table_t *t, int stat, u64 n);
 sc_token_t sc_token_of(const sc_table_t *t, const sc_key_t *k, const sc_found_t *f, const void *value);
 
 int sc_store(sc_table_t *t, const sc_key_t *k, const sc_value_t *v, const sc_cond_t *cond, i64 wait_ns);

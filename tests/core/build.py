@@ -17,7 +17,7 @@ __all__ = ["CORE", "HERE", "LEGS", "ROOT", "BuildError", "Leg", "build"]
 ROOT: Final = Path(__file__).resolve().parents[2]
 CORE: Final = ROOT / "shmcache" / "_core"
 HERE: Final = Path(__file__).resolve().parent
-NEEDS_PYTHON: Final = ("core.c", "module.c", "pyadmin.c", "pytable.c", "pyvalue.c")
+NEEDS_PYTHON: Final = ("core.c", "module.c", "pyadmin.c", "pyread.c", "pytable.c", "pyvalue.c")
 SANITIZE: Final = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 
 
@@ -44,6 +44,7 @@ LEGS: Final = (
     Leg("gcc -O2", "gcc", ("-O2",)),
     Leg("gcc -O3", "gcc", ("-O3",)),
     Leg("clang -O2", "clang", ("-O2",)),
+    Leg("gcc -O2 scalar", "gcc", ("-O2", "-DSC_SCALAR")),
     Leg("gcc sanitizers", "gcc", ("-O1", *SANITIZE)),
     Leg("clang sanitizers", "clang", ("-O1", *SANITIZE)),
 )

@@ -46,6 +46,57 @@ static void reap(pid_t pid)
         ;
 }
 
+/* The sum of a value as it is defined, a byte at a time: what every form of sc_sum, wide or narrow, must give. */
+static u64 plain_sum(const sc_secret_t *sec, const u8 *p, u32 n)
+{
+    u64 lane[2] = {0, 0};
+    for (u32 at = 0;; at += 128) {
+        u32 rest = n - at, sixteens = rest > 128 ? 8 : (rest - 1) / 16;
+        for (u32 i = 0; i < sixteens + (rest <= 128); i++) {
+            const u8 *q = i < sixteens ? p + at + 16 * i : p + n - 16;
+            u32 word[4], key = i < sixteens ? i : 7;
+            for (u32 w = 0; w < 4; w++)
+                word[w] = ((u32)q[4 * w] | (u32)q[4 * w + 1] << 8 | (u32)q[4 * w + 2] << 16 | (u32)q[4 * w + 3] << 24) +
+                          sec->sum[4 * key + w];
+            lane[0] += (u64)word[0] * word[1];
+            lane[1] += (u64)word[2] * word[3];
+        }
+        if (rest <= 128)
+            break;
+        lane[0] *= SC_SUM_STEP;
+        lane[1] *= SC_SUM_STEP;
+    }
+    return sc_fold(lane[0] ^ sec->s[4], lane[1] ^ (u64)n ^ sec->s[2]);
+}
+/* The sum is the same however wide the registers, with a copy and without, and every bit of the value counts. */
+static void sums(void)
+{
+    static u8 value[2100], copy[2100];
+    sc_secret_t sec;
+    u64 key[2] = {7, 9}, x = 1;
+    u32 wrong = 0, missed = 0;
+    sc_secret_init(&sec, key);
+    for (u32 i = 0; i < sizeof value; i++)
+        value[i] = (u8)((x = x * 6364136223846793005ull + 1442695040888963407ull) >> 56);
+    for (u32 n = 33; n < sizeof value; n++) {
+        u64 want = plain_sum(&sec, value, n);
+        memset(copy, 0, sizeof copy);
+        wrong += sc_sum(&sec, NULL, value, n) != want;
+        wrong += sc_sum(&sec, copy, value, n) != want || memcmp(copy, value, n) != 0 || (n < sizeof copy && copy[n] != 0);
+        value[n * 7 % (n - 1)] ^= (u8)(1u << (n & 7));
+        missed += sc_sum(&sec, NULL, value, n) == want;
+    }
+    for (u32 n = 40; n <= 1300; n += 630)
+        for (u32 bit = 0; bit < 8 * n; bit++) {
+            u64 want = sc_sum(&sec, NULL, value, n);
+            value[bit / 8] ^= (u8)(1u << (bit & 7));
+            missed += (u32)sc_sum(&sec, NULL, value, n) == (u32)want;
+            value[bit / 8] ^= (u8)(1u << (bit & 7));
+        }
+    FACT(wrong == 0);
+    FACT(missed == 0);
+}
+
 /* A header with any bit changed is refused; the name's last byte is never looked at, it counts as NUL. */
 static void header_flips(void)
 {
@@ -358,6 +409,7 @@ static void secure(void)
 int main(void)
 {
     alarm(240);
+    sums();
     header_flips();
     geometries();
     worker_slots();

@@ -117,7 +117,7 @@ static u64 live_share(void)
         model_t *m = &w.model[i];
         if (readable(m))
             sum += sc_item_total(rig_key(w.copy, i, w.shape->klen), m->is_num ? 8 : m->vlen, m->soft ? 1 : 0,
-                                 m->is_num ? SC_T_INT : SC_T_BYTES, w.t->full);
+                                 m->is_num ? SC_T_INT : SC_T_BYTES, w.t->check_len);
     }
     return sum * 1000 / all;
 }

@@ -32,7 +32,7 @@ _PUBLISH: Final = (
 )
 _WRITE: Final = "    write_item(op, k, v, &r, total);\n"
 _ACCOUNT: Final = "    if (had) {\n        sc_account_dead_guarded(op, old->page, old);\n"
-_RECHECK: Final = "SC_LD_ACQ(&bucket->entry[f->slot]) != f->entry || SC_LD(&s->life[f->it.page]) != f->life"
+_RECHECK: Final = "SC_LD_ACQ(&bucket->entry[f->slot]) != f->entry || SC_LD(&s->life[it->page]) != f->life"
 
 MUTANTS: Final = (
     Mutant(
@@ -46,7 +46,7 @@ MUTANTS: Final = (
             "table.c", "    u32 lane = sc_lane_of_new(op, k, v->deadline, total, old_lane, old_freq, had);\n",
             "    if (had && old->vlen == vlen && vlen > 0 && SC_TYPE(v->type) == SC_T_BYTES && old->type == v->type && "
             "sc_item_flat(t, old)) {\n        u8 *at = sc_at(t, s, old->page, old->off);\n"
-            "        memcpy(at + old->voff, v->p, vlen);\n        if (t->full) {\n"
+            "        memcpy(at + old->voff, v->p, vlen);\n        if (t->check_len) {\n"
             "            u32 check = sc_content_mix(&t->secret, sc_header_mix(&t->secret, k->h, old->w0, old->soft), "
             "sc_value_hash(&t->secret, v->type, v->p, vlen)) ^ sc_place_mix(&t->secret, SC_LD(&s->life[old->page]), old->page, "
             "old->off);\n            memcpy(at + old->total - 4, &check, 4);\n        }\n        return SC_OK;\n    }\n"
@@ -54,14 +54,14 @@ MUTANTS: Final = (
         ),),
         ("step", "pause"),
     ),
-    Mutant("no-validation", "R1: nothing is compared after the copy", (("table.c", _RECHECK, "0"),), ("pause",)),
+    Mutant("no-validation", "R1: nothing is compared after the copy", (("read.h", _RECHECK, "0"),), ("pause",)),
     Mutant(
         "no-life-check", "R1: the entry is compared, the page's life is not",
-        (("table.c", _RECHECK, "SC_LD_ACQ(&bucket->entry[f->slot]) != f->entry"),), ("pause",),
+        (("read.h", _RECHECK, "SC_LD_ACQ(&bucket->entry[f->slot]) != f->entry"),), ("pause",),
     ),
     Mutant(
         "no-moves-check", "R3: a reader that missed does not compare moves",
-        (("table.c", "SC_LIKELY(SC_LD(&first->moves) == moves)", "SC_LIKELY(SC_LD(&first->moves) == moves || 1)"),), ("pause-displace",),
+        (("read.h", "SC_LIKELY(SC_LD(&first->moves) == moves)", "SC_LIKELY(SC_LD(&first->moves) == moves || 1)"),), ("pause-displace",),
     ),
     Mutant(
         "skip-recovery", "the next owner after a death counts nothing",
@@ -133,7 +133,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         "keep-twins", "W2: duplicates of a killed displacement are not cleared",
-        (("index.c", "                clear_twin(s, p, k->b1, k->b2);\n                continue;\n", "                continue;\n"),),
+        (("index.c", "                clear_twin(s, p, k->b1, b2);\n                continue;\n", "                continue;\n"),),
         ("step-crowded",),
     ),
     Mutant(

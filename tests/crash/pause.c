@@ -81,7 +81,7 @@ static void same_place(const sc_key_t *k)
     rig_fill(at + it->voff, it->vlen, w.c->target, w.version);
     u64 hm = sc_header_mix(&t->secret, k->h, it->w0, it->soft);
     u32 place = sc_place_mix(&t->secret, life, it->page, it->off);
-    if (t->full) {
+    if (t->check_len) {
         u32 check = sc_content_mix(&t->secret, hm, sc_value_hash(&t->secret, it->type, at + it->voff, it->vlen)) ^ place;
         memcpy(at + it->total - 4, &check, 4);
     } else {
@@ -124,7 +124,7 @@ static void mutate(void)
         for (int turn = 0; turn < 2; turn++) {
             if (rig_look(w.writer, &k, &f) != SC_HIT)
                 break;
-            u32 to = f.raw.bucket == k.b1 ? k.b2 : k.b1;
+            u32 to = f.raw.bucket == k.b1 ? sc_key_b2(w.writer, &k) : k.b1;
             sc_bucket_t *bf = &s->buckets[f.raw.bucket], *bt = &s->buckets[to];
             for (u32 i = 0; i < SC_N_SLOTS; i++)
                 if (sc_entry_dead(w.writer, s, bt->entry[i])) {

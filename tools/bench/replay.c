@@ -83,7 +83,7 @@ static void store(sc_table_t *t, const sc_key_t *k, u8 *pool, u32 size, u64 dead
     const u64 *moved = &t->shard[k->shard].soft->stat[SC_SS_BYTES_MOVED];
     u64 before = *moved;
     int rc = sc_store(t, k, &v, &cond, WAIT_NS);
-    u64 allowed = 65536u + 2u * (u64)sc_item_total(k->len, size, 0, SC_T_BYTES, t->full), did = *moved - before;
+    u64 allowed = 65536u + 2u * (u64)sc_item_total(k->len, size, 0, SC_T_BYTES, t->check_len), did = *moved - before;
     if (did > allowed && did - allowed > c->over)
         c->over = did - allowed;
     if (rc == SC_TOO_LARGE)
