@@ -17,6 +17,7 @@ FLAG_SECURE: Final[int]
 FLAG_UNDO_WORKS: Final[int]
 SUCCESSOR_REMOVED: Final[int]
 MIN_SIZE: Final[int]
+ANON_KEYS: Final[int]
 
 def plan(options: dict[str, Any], /) -> dict[str, Any]: ...
 def format(fd: int, shm_id: int, fields: dict[str, Any], /) -> dict[str, Any]: ...

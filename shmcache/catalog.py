@@ -23,7 +23,7 @@ __all__ = ["Found", "explicit_key", "full_name", "gc", "ipc_key", "list_segments
 SHM_DIR: Final = "/dev/shm"
 PREFIX: Final = "shmcache."
 PRIVATE: Final = ".shmcache-new."
-ANON_KEYS: Final = 0x5C000000
+ANON_KEYS: Final = _core.ANON_KEYS
 """Semaphore keys of anonymous segments: this plus 24 random bits, so that gc can tell them."""
 GRACE: Final = 60.0
 """Seconds before gc takes something for a leftover: a creator needs far less."""

@@ -42,7 +42,7 @@ from .catalog import (
 from .errors import LayoutMismatch, NoSpace, NotSupported, SegmentInvalid, SegmentNotOurs, ShmCacheError
 from .wish import Wish, check_header, refuse_mode, refuse_owner
 
-__all__ = ["Attachment", "forget_anon", "last_of_anon", "open_segment", "remove", "unlink"]
+__all__ = ["Attachment", "forget_anon", "open_segment", "remove", "unlink"]
 
 PROBES: Final = 16
 """Keys looked through when another set or segment has ours: 31 bits clash once in 2**31 pairs."""
@@ -429,14 +429,6 @@ def open_segment(form: str, name: str, options: dict[str, Any], like: dict[str, 
 def forget_anon(att: Attachment) -> None:
     """Mark an attached anonymous segment for removal: the kernel counts its users and frees it with the last."""
     _core.shm_remove(att.shm_id)
-
-
-def last_of_anon(att: Attachment) -> bool:
-    """Whether this process's attachment is the only one left, so that closing it takes the semaphores along."""
-    try:
-        return bool(_core.shm_stat(att.shm_id)["nattch"] <= 1)
-    except OSError:
-        return True
 
 
 def unlink(form: str, name: str, header: dict[str, Any]) -> None:

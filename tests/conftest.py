@@ -14,6 +14,7 @@ import itertools
 import os
 import re
 import runpy
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -156,6 +157,35 @@ def _ours_or_nobodys(pid: int) -> bool:
     return pid == os.getpid() or not Path(f"/proc/{pid}").exists()
 
 
+ANON_LOG = "SHMCACHE_TEST_ANON_LOG"
+"""Environment variable with the path of the session's file of `semaphore key, test` lines."""
+
+
+def _name_anonymous_sets() -> None:
+    """Each anonymous segment that a process of the tests makes is noted with the test that runs, so that a set that is
+    left can be laid at its door; forked children note theirs, too."""
+    from shmcache import segment
+
+    usual = segment._open_anon
+
+    def noting(wish: Any) -> segment.Attachment:
+        made = usual(wish)
+        line = f"{made.header['sem_key']:08x} {os.environ.get('PYTEST_CURRENT_TEST', 'no test')} (process {os.getpid()})\n"
+        with contextlib.suppress(KeyError, OSError), open(os.environ[ANON_LOG], "a") as log:
+            log.write(line)
+        return made
+
+    segment._open_anon = noting
+
+
+def _maker_of(key: int) -> str:
+    with contextlib.suppress(KeyError, OSError), open(os.environ[ANON_LOG]) as log:
+        for line in log:
+            if line.startswith(f"{key:08x} "):
+                return line[9:].strip()
+    return "none of this session's test processes: a program that a test started, or somebody else's"
+
+
 def _segments() -> set[str]:
     """Segments and semaphore sets made by this process or by one that has ended.
 
@@ -173,8 +203,12 @@ def _segments() -> set[str]:
         for row in rows[1:]:
             entry = dict(zip(rows[0], row, strict=False))
             if int(entry["uid"]) == os.getuid() and (kind == "sem" or _ours_or_nobodys(int(entry["cpid"]))):
-                found.add(f"{kind} id {row[1]}")
+                found.add(f"{kind} id {row[1]}, key 0x{int(entry['key']) & 0xFFFFFFFF:08x}{_size(kind, entry)}")
     return found
+
+
+def _size(kind: str, entry: dict[str, str]) -> str:
+    return f", {entry['size']} bytes" if kind == "shm" else f", {entry['nsems']} semaphores"
 
 
 HEALTH = Path(f"/dev/shm/shmcache.health-{os.geteuid()}")
@@ -183,7 +217,11 @@ HAD_HEALTH = pytest.StashKey[bool]()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
+    with contextlib.suppress(ImportError):  # not built: no segments either
+        _name_anonymous_sets()
     if not hasattr(session.config, "workerinput"):
+        descriptor, os.environ[ANON_LOG] = tempfile.mkstemp(prefix="shmcache-anon-")
+        os.close(descriptor)
         session.config.stash[HAD_HEALTH] = HEALTH.exists()
         session.config.stash[SEEN] = _segments()
 
@@ -203,7 +241,16 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     for name in sorted(config.stash.get(LEFT, set())):
-        terminalreporter.write_line(f"LEAKED: {name}", red=True)
+        key = re.search("key 0x([0-9a-f]{8})", name)
+        maker = f", made by {_maker_of(int(key[1], 16))}" if key else ""
+        terminalreporter.write_line(f"LEAKED: {name}{maker}", red=True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if SEEN in config.stash:
+        with contextlib.suppress(KeyError, OSError):
+            os.unlink(os.environ.pop(ANON_LOG))
 
 
 def _descriptors() -> Counter[str]:

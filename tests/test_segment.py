@@ -1,6 +1,7 @@
 """Segments: who creates, who attaches, what is refused, what is left behind."""
 
 import ctypes
+import gc
 import os
 import pwd
 import signal
@@ -13,8 +14,10 @@ import pytest
 
 import shmcache
 import shmcache.recipes  # loaded before privileges are dropped: the library may lie where others cannot read
-from shmcache import LayoutMismatch, NoSpace, SegmentInvalid, SegmentNotOurs, _core, catalog
+from shmcache import LayoutMismatch, NoSpace, SegmentInvalid, SegmentNotOurs, _core, catalog, inspect
+from shmcache.engines.shm import ShmEngine
 from shmcache.segment import IPC_CREAT, IPC_EXCL
+from shmcache.url import Url
 
 from .shm_help import in_child, reap, run_child
 
@@ -464,6 +467,79 @@ def test_anonymous_segments_leave_nothing():
         _core.sem_stat(header["sem_id"])
 
 
+def anon_sets() -> set[int]:
+    return {line["semid"] for line in catalog.sysvipc("sem") if line["key"] & 0xFF000000 == catalog.ANON_KEYS}
+
+
+def sets_of(caches) -> list[int]:
+    return [cache._header()["sem_id"] for cache in caches]
+
+
+@pytest.mark.parametrize("guard", ["fast", "semaphore"])
+def test_an_anonymous_segment_closed_by_all_at_once_leaves_nothing(guard):
+    """Four processes that close one anonymous segment at the same moment leave no semaphores."""
+    caches = [shmcache.open(f"anon:t{os.getpid()}-{i}://", size="256K", guard=guard) for i in range(40)]
+    made, gate = sets_of(caches), os.pipe()
+
+    def user():
+        os.close(gate[1])
+        os.read(gate[0], 1)
+        for cache in caches:
+            cache.close()
+
+    pids = [in_child(user) for _ in range(3)]
+    os.close(gate[0])
+    os.close(gate[1])
+    for cache in caches:
+        cache.close()
+    reap(*pids)
+    assert anon_sets().isdisjoint(made)
+
+
+def test_looking_at_an_anonymous_segment_while_it_is_closed_leaves_nothing():
+    """A process that lists segments counts as a user of each; a close meanwhile leaves no semaphores."""
+    told = os.pipe()
+
+    def lists():
+        os.write(told[1], b"1")
+        while True:
+            catalog.list_segments()
+
+    pid = in_child(lists)
+    os.read(told[0], 1)
+    made = []
+    for i in range(300):
+        cache = shmcache.open(f"anon:t{os.getpid()}-{i}://", size="256K")
+        made.append(cache._header()["sem_id"])
+        cache.close()
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    for end in told:
+        os.close(end)
+    assert len(anon_sets().intersection(made)) <= 1  # the killed process may have been the last user of one
+    for sem_id in anon_sets().intersection(made):
+        _core.sem_remove(sem_id)
+
+
+def test_the_last_look_at_an_anonymous_segment_takes_its_semaphores():
+    """A view that outlives the engine reads on; its end removes the semaphores."""
+    cache = shmcache.open(f"anon:t{os.getpid()}://", size="256K")
+    cache.set("k", 1)
+    (made,) = sets_of([cache])
+    with inspect.View(inspect.locate(f"@{cache._attachment.shm_id}")) as view:
+        cache.close()
+        assert [item.key for item in view.items()] == ["k"]
+        assert made in anon_sets()
+    assert made not in anon_sets()
+
+
+def test_an_anonymous_engine_that_is_forgotten_takes_its_semaphores():
+    """An engine that goes out of use without close() leaves no semaphores."""
+    made = sets_of([ShmEngine.from_url(Url.parse(f"anon:t{os.getpid()}://"), size=1 << 20)])
+    gc.collect()
+    assert anon_sets().isdisjoint(made)
+
+
 def test_gc_takes_what_dead_creators_left(unique_name):
     """A private file and an orphaned anonymous set are removed once they are old enough; nothing younger is."""
     path = Path("/dev/shm", f".shmcache-new.1.{unique_name()}")
@@ -588,8 +664,7 @@ def test_a_refused_mapping_leaves_nothing(form):
     run_child(body)
     assert left(name) == []
     assert not [f for f in catalog.sysvipc("shm") if f["size"] == 419430400]
-    after = {line["semid"] for line in catalog.sysvipc("sem") if line["key"] & 0xFF000000 == catalog.ANON_KEYS}
-    assert form != "anon" or not after - before
+    assert form != "anon" or not anon_sets() - before
 
 
 def test_refused_pickle_creates_nothing(unique_name):

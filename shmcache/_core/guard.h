@@ -53,7 +53,10 @@ int sc_segment_gone(sc_table_t *t);
 int sc_futex_wait(u32 *word, u32 seen, i64 ns);
 void sc_futex_wake(u32 *word, int n);
 
-/* ipc.c: kernel objects at creation time */
+#define SC_ANON_KEYS 0x5C000000u /* semaphore keys of anonymous segments: this and 24 random bits, so that gc can tell them */
+
+/* ipc.c: kernel objects at creation time and at the end */
+void sc_shm_detach(const void *base, int shm_id, const sc_header_t *h);
 int sc_sem_op(int sem_id, int num, int delta, int flags, i64 wait_ns);
 int sc_undo_probe(int sem_id, int num);
 int sc_lifecycle_enter(int sem_id, i64 wait_ns);

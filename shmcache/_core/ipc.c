@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <sys/ipc.h>
 #include <sys/sem.h>
+#include <sys/shm.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -97,6 +98,26 @@ int sc_undo_probe(int sem_id, int num)
     free(stack);
     errno = saved;
     return result;
+}
+
+/* Detaches a System V segment.  Whoever lets go of an anonymous one last takes its semaphores along: first detach, then
+ * ask, since two that count users before they leave both see the other.  A look at the header of somebody's segment is a
+ * user, too.  The set must be the one the header names and belong to whom the segment does: a forged header aims at
+ * nobody else's.  A user that is killed, or leaves without this, leaves the set to gc. */
+void sc_shm_detach(const void *base, int shm_id, const sc_header_t *h)
+{
+    struct shmid_ds shm, after;
+    int anon = h != NULL && h->form == SC_FORM_ANON && ((u32)h->sem_key & 0xFF000000u) == SC_ANON_KEYS &&
+               shmctl(shm_id, IPC_STAT, &shm) == 0;
+    if (shmdt(base) != 0 || !anon)
+        return;
+    if (shmctl(shm_id, IPC_STAT, &after) == 0 || (errno != EINVAL && errno != EIDRM))
+        return;
+    struct semid_ds sem;
+    union sc_semun arg = {.buf = &sem};
+    if (semctl(h->sem_id, 0, IPC_STAT, arg) == 0 && sem.sem_perm.__key == h->sem_key && sem.sem_ctime == h->sem_ctime &&
+        sem.sem_nsems == h->n_sems && sem.sem_perm.uid == shm.shm_perm.uid && sem.sem_perm.cuid == shm.shm_perm.cuid)
+        (void)semctl(h->sem_id, 0, IPC_RMID);
 }
 
 /* Offset of this process's boot-time clock against the initial time namespace. */

@@ -267,6 +267,9 @@ static PyObject *core_read_header(PyObject *module, args_t args, Py_ssize_t narg
     if (PyErr_Occurred())
         return NULL;
     u8 page[SC_HEADER_SIZE];
+    char msg[400];
+    int mismatch;
+    sc_header_t h;
     memset(page, 0, sizeof page);
     if (fd >= 0) {
         ssize_t n = pread(fd, page, sizeof page, 0);
@@ -277,11 +280,8 @@ static PyObject *core_read_header(PyObject *module, args_t args, Py_ssize_t narg
         if (base == (u8 *)-1)
             return PyErr_SetFromErrno(PyExc_OSError);
         sc_copy(page, base, size < sizeof page ? (size_t)size : sizeof page);
-        shmdt(base);
+        sc_shm_detach(base, shm_id, sc_header_check(page, size, &h, &mismatch, msg, sizeof msg) == NULL ? &h : NULL);
     }
-    char msg[400];
-    int mismatch;
-    sc_header_t h;
     if (sc_header_check(page, size, &h, &mismatch, msg, sizeof msg) != NULL) {
         PyErr_SetString(mismatch ? st->LayoutMismatch : st->SegmentInvalid, msg);
         return NULL;
@@ -578,6 +578,7 @@ static int core_exec(PyObject *module)
     CONSTANT("FLAG_UNDO_WORKS", SC_F_UNDO_WORKS);
     CONSTANT("SUCCESSOR_REMOVED", SC_SUCCESSOR_REMOVED);
     CONSTANT("MIN_SIZE", SC_MIN_SIZE);
+    CONSTANT("ANON_KEYS", SC_ANON_KEYS);
     return 0;
 }
 static int core_traverse(PyObject *module, visitproc visit, void *arg)

@@ -30,9 +30,11 @@ void map_drop(map_t *m)
 {
     if (m == NULL || --m->refs > 0)
         return;
+    int shm_id = m->t->shm_id;
+    sc_header_t h = m->t->h;
     sc_table_free(m->t);
     if (m->by_shmat)
-        shmdt(m->base);
+        sc_shm_detach(m->base, shm_id, &h);
     else
         munmap(m->base, m->size);
     PyMem_Free(m);

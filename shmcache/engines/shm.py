@@ -138,14 +138,9 @@ class ShmEngine(_core.Table, Engine):
 
     def close(self) -> None:
         """Detach; nobody else notices. The last user of an anonymous segment takes its semaphores along."""
-        if not self._attached:
-            return
-        att = self._attachment
-        last = self._form == "anon" and segment.last_of_anon(att)
-        self._detach()
-        self._closed = True
-        if last:
-            segment.unlink("anon", self._name, att.header)
+        if self._attached:
+            self._detach()
+            self._closed = True
 
     def unlink(self) -> None:
         """Remove segment and semaphores. Every writer attached meets GuardLost at its next write; reads go on.
