@@ -79,11 +79,18 @@ static inline void sc_move(void *dst, const void *src, size_t n)
     SC_BARRIER();
 }
 
-/* Places where tests stop or kill a writer; nothing in a product build. */
-#ifdef SC_TEST_CRASHPOINTS
-extern void sc_crashpoint(const char *name);
-#define SC_CRASHPOINT(name) sc_crashpoint(#name)
+/* Places where tests stop or kill a process, and which operation is running there; nothing in a product build. */
+#ifdef SC_CRASH_POINTS
+extern void sc_crashpoint(int *number, const char *name);
+extern void sc_crash_operation(const char *name);
+#define SC_CRASHPOINT(name) \
+    do { \
+        static int sc_point; \
+        sc_crashpoint(&sc_point, #name); \
+    } while (0)
+#define SC_CRASH_OP(name) sc_crash_operation(name)
 #else
 #define SC_CRASHPOINT(name) ((void)0)
+#define SC_CRASH_OP(name) ((void)0)
 #endif
 #endif

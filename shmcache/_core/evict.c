@@ -190,6 +190,7 @@ static int head_pass(sc_op_t *op, u32 lane, const sc_lane_t *l, u32 n)
     SC_CRASHPOINT(before_head);
     SC_ST_REL(&s->hard->head[lane], SC_POS(page, (u32)pos)); /* COMMIT: every page left behind is free */
     SC_BARRIER();
+    SC_CRASHPOINT(after_head);
     s->soft->n_free += crossed;
     s->soft->n_pages[lane] -= crossed < s->soft->n_pages[lane] ? crossed : s->soft->n_pages[lane];
     op->passed_bytes += n;
@@ -212,6 +213,7 @@ static int head_item(sc_op_t *op, u32 lane, sc_lane_t *l, sc_item_t *it)
     if (l->page == l->tail_page && l->off == l->tail_off) { /* empty: its last page goes back */
         SC_ST_REL(&s->hard->tail[lane], SC_POS(SC_NO_PAGE, 0));
         SC_BARRIER();
+        SC_CRASHPOINT(lane_emptied);
         s->soft->n_free += s->soft->n_pages[lane];
         s->soft->n_pages[lane] = 0;
         s->soft->dead[lane] = s->soft->live[lane] = 0;

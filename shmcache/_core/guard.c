@@ -220,6 +220,7 @@ u32 sc_worker_claim(sc_table_t *t, int *rc)
             *rc = sem_error(t, err);
             break;
         }
+        SC_CRASHPOINT(beacon_won);
         sc_worker_t *worker = &t->workers[slot];
         u64 gen = SC_LD(&worker->generation) + 1;
         if ((gen & 0x7FFFFu) == 0)
@@ -227,6 +228,7 @@ u32 sc_worker_claim(sc_table_t *t, int *rc)
         SC_ST(&worker->pid, (u64)getpid());
         SC_ST(&worker->start_time, start_time_of_self());
         SC_ST_REL(&worker->generation, gen);
+        SC_CRASHPOINT(generation_raised);
         me = SC_OWNER_MAKE(slot, gen);
         SC_ST_REL(&w->me, me);
         break;
@@ -326,6 +328,7 @@ static int semaphore_lock(sc_table_t *t, u32 shard, u32 me, i64 wait_ns)
         return SC_BUSY;
     if (err != 0)
         return sem_error(t, err);
+    SC_CRASHPOINT(semaphore_taken);
     u32 *dirty = &t->shard[shard].guard->dirty, was = SC_LD(dirty);
     SC_ST(dirty, me);
     SC_FENCE_REL();
@@ -348,6 +351,7 @@ void sc_guard_unlock(sc_table_t *t, u32 shard)
          * buffer.  A waiter that sets its bit between load and store loses its wake and comes back after WAIT_STEP. */
         if (SC_UNLIKELY(SC_LD(&g->owner) & SC_OWNER_WAITERS)) {
             __atomic_exchange_n(&g->owner, 0, __ATOMIC_RELEASE);
+            SC_CRASHPOINT(before_wake);
             sc_futex_wake(&g->owner, 1);
         } else {
             SC_ST_REL(&g->owner, 0);
@@ -402,6 +406,7 @@ int sc_enter(sc_table_t *t, u32 shard, i64 wait_ns)
     if (SC_UNLIKELY(rc != SC_OK)) {
         if (rc != SC_AFTER_DEATH)
             return rc;
+        SC_CRASHPOINT(guard_inherited);
         sc_recover_guarded(t, shard);
     }
     SC_CRASHPOINT(guard_taken);
@@ -417,4 +422,5 @@ void sc_leave(sc_table_t *t, u32 shard)
 {
     SC_CRASHPOINT(before_unlock);
     sc_guard_unlock(t, shard);
+    SC_CRASHPOINT(after_unlock);
 }

@@ -274,7 +274,7 @@ SC_INLINE u64 sc_value_copy(const sc_secret_t *sec, u32 type, void *dst, const v
 {
     if (SC_LIKELY(n > 32))
         return sc_sum(sec, dst, src, n);
-    if (dst != NULL) {
+    if (dst != NULL && n > 0) {
         memcpy(dst, src, n);
         src = dst; /* what is hashed is what the caller has, whoever writes to src meanwhile */
     }

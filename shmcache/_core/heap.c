@@ -129,6 +129,7 @@ void sc_heap_recount_guarded(sc_table_t *t, sc_shard_t *s)
         /* I7: prepared, but no tail ever owned it; left as it is, the next page of its lane would enclose it */
         if (SC_LIFE_LANE(m) >= SC_N_LANES || prepared_for_nothing(t, s, m))
             SC_ST_REL(&s->life[p], 0);
+        SC_CRASHPOINT(recount_free);
     }
     s->soft->n_free = n_free;
     for (u32 lane = 0; lane < SC_N_LANES; lane++) {
@@ -193,6 +194,7 @@ void sc_recover_guarded(sc_table_t *t, u32 shard)
     sc_lane_t ends;
     for (u32 lane = 0; lane < SC_N_LANES; lane++)
         (void)sc_lane_ok_guarded(t, s, lane, &ends);
+    SC_CRASHPOINT(recover_lanes);
     sc_heap_recount_guarded(t, s);
     if (s->soft->cursor >= t->n_pages)
         s->soft->cursor = 0;
@@ -217,7 +219,9 @@ static u32 page_prepare_guarded(sc_op_t *op, u32 lane)
             continue; /* W1: a page prepared by this very operation still looks free */
         u64 seq = SC_LIFE_SEQ(s->hard->seq + 1);
         s->hard->seq = seq; /* a kill here loses a number, nothing else */
+        SC_CRASHPOINT(seq_raised);
         SC_ST_REL(&s->life[p], SC_LIFE(lane, seq));
+        SC_CRASHPOINT(life_given);
         SC_FENCE();
         SC_ST(&s->next[p], SC_NO_PAGE);
         SC_ST(&s->birth[p], (u32)(sc_op_now(op) / 1000u));
@@ -271,6 +275,7 @@ int sc_heap_reserve_guarded(sc_op_t *op, u32 lane, u32 total, sc_room_t *r)
             return 0;
         if (page != SC_NO_PAGE)
             SC_ST(&s->next[page], q);
+        SC_CRASHPOINT(tail_chained);
         page = q;
         off = 0;
         rem = pg;
@@ -283,6 +288,7 @@ int sc_heap_reserve_guarded(sc_op_t *op, u32 lane, u32 total, sc_room_t *r)
         if (q == SC_NO_PAGE)
             return 0;
         SC_ST(&s->next[r->end_page], q);
+        SC_CRASHPOINT(page_chained);
         left -= rem;
         rem = pg;
         r->end_page = q;
@@ -305,6 +311,7 @@ void sc_heap_write_guarded(sc_op_t *op, sc_room_t *r, const void *src, u32 n)
         }
         u32 room = op->t->page_size - r->cur_off, step = n < room ? n : room;
         sc_move(sc_at(op->t, op->s, r->cur_page, r->cur_off), p, step);
+        SC_CRASHPOINT(bytes_written);
         p += step;
         n -= step;
         r->cur_off += step;
@@ -330,6 +337,7 @@ void sc_heap_commit_guarded(sc_op_t *op, u32 lane, const sc_room_t *r)
     sc_soft_t *soft = op->s->soft;
     soft->n_pages[lane] += n;
     soft->n_free = soft->n_free > n ? soft->n_free - n : 0;
+    SC_CRASHPOINT(tail_counted);
 }
 
 /* secure_delete: key and value bytes of a copy no entry points at; the header stays so that the log can be walked. */
@@ -355,6 +363,7 @@ void sc_item_wipe_guarded(sc_op_t *op, u32 page, u32 off)
         if (step > sizeof zero)
             step = sizeof zero;
         sc_copy(sc_at(op->t, op->s, page, (u32)pos), zero, step);
+        SC_CRASHPOINT(wiping);
         n -= step;
         pos += step;
     }

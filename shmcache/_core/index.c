@@ -38,7 +38,9 @@ static void clear_twin(sc_shard_t *s, u64 *p, u32 b1, u32 b2)
 {
     SC_ST_REL(&s->buckets[b1].moves, (u8)(SC_LD(&s->buckets[b1].moves) + 1u));
     SC_ST_REL(&s->buckets[b2].moves, (u8)(SC_LD(&s->buckets[b2].moves) + 1u));
+    SC_CRASHPOINT(twin_moves);
     SC_ST_REL(p, 0);
+    SC_CRASHPOINT(twin_cleared);
 }
 
 /* The entry that points at (page, off) in the buckets of hash h; a second equal one is cleared. */
@@ -148,6 +150,7 @@ static int displace(sc_op_t *op, u32 b)
         SC_CRASHPOINT(displaced_moves);
         SC_ST_REL(&from->entry[i], 0);
         SC_BARRIER();
+        SC_CRASHPOINT(displaced);
         if (op->protect == &from->entry[i])
             op->protect = &to->entry[j];
         s->soft->stat[SC_SS_DISPLACED]++;

@@ -33,6 +33,7 @@ static int lapsed(sc_table_t *t, const sc_lease_t *l, u64 now)
 /* SC_OK: taken, owner and fencing number set. SC_EXISTS: a live one holds it. SC_LEASES_FULL: no room to probe. */
 int sc_lease_take(sc_table_t *t, u64 hash, u64 lease_ms, u64 *owner, u64 *fence, i64 wait_ns)
 {
+    SC_CRASH_OP("lease");
     u32 shard = shard_of(t, hash);
     int rc = sc_enter(t, shard, wait_ns);
     if (rc != SC_OK)
@@ -60,10 +61,12 @@ int sc_lease_take(sc_table_t *t, u64 hash, u64 lease_ms, u64 *owner, u64 *fence,
         *owner = OWNER(sc_worker_me(t), version);
         SC_ST_REL(&free_one->owner, 0); /* a kill below leaves a free lease, never another one's name */
         SC_BARRIER();
+        SC_CRASHPOINT(lease_freed);
         SC_ST(&free_one->deadline, now + lease_ms);
         SC_ST(&free_one->hash, hash);
         SC_CRASHPOINT(lease_half);
         SC_ST_REL(&free_one->owner, *owner); /* COMMIT */
+        SC_CRASHPOINT(lease_taken);
     }
     sc_leave(t, shard);
     return rc;
@@ -84,6 +87,7 @@ static sc_lease_t *mine(sc_table_t *t, u64 hash, u64 owner)
 
 int sc_lease_extend(sc_table_t *t, u64 hash, u64 owner, u64 lease_ms, i64 wait_ns)
 {
+    SC_CRASH_OP("extend");
     u32 shard = shard_of(t, hash);
     int rc = sc_enter(t, shard, wait_ns);
     if (rc != SC_OK)
@@ -100,6 +104,7 @@ int sc_lease_extend(sc_table_t *t, u64 hash, u64 owner, u64 lease_ms, i64 wait_n
 
 int sc_lease_release(sc_table_t *t, u64 hash, u64 owner, i64 wait_ns)
 {
+    SC_CRASH_OP("release");
     u32 shard = shard_of(t, hash);
     int rc = sc_enter(t, shard, wait_ns);
     if (rc != SC_OK)
@@ -111,7 +116,9 @@ int sc_lease_release(sc_table_t *t, u64 hash, u64 owner, i64 wait_ns)
         rc = SC_LD(&l->deadline) <= sc_now(t) ? SC_MISS : SC_OK;
         SC_ST_REL(&l->owner, 0);
     }
+    SC_CRASHPOINT(lease_released);
     sc_leave(t, shard);
+    SC_CRASHPOINT(lease_before_wake);
     u32 *seq = &t->shard[shard].guard->lease_seq;
     __atomic_fetch_add(seq, 1u, __ATOMIC_RELEASE);
     sc_futex_wake(seq, INT32_MAX);

@@ -48,6 +48,7 @@ SC_INLINE int sc_compare(const sc_table_t *t, const sc_shard_t *s, const sc_key_
  * validates (R1); a caller that does not call it asks for `validated`.  A miss is always validated. */
 SC_INLINE int sc_read_begin(sc_table_t *t, const sc_key_t *k, sc_found_t *f, int validated)
 {
+    SC_CRASH_OP("get");
     sc_shard_t *s = &t->shard[k->shard];
     for (u32 pass = 0; pass < SC_PASSES_MOST; pass++) {
         if (SC_UNLIKELY(pass >= SC_PASSES_QUICK))
@@ -69,6 +70,7 @@ SC_INLINE int sc_read_begin(sc_table_t *t, const sc_key_t *k, sc_found_t *f, int
                 SC_PREFETCH(at + SC_LINE);
                 SC_PREFETCH(at + 2 * SC_LINE);
                 u64 m = SC_LD_ACQ(&s->life[page]);
+                SC_CRASHPOINT(read_begun);
                 if (SC_UNLIKELY(SC_LD_ACQ(&bucket->entry[i]) != e)) /* acquire: equal bits of a later item bring its bytes */
                     goto again;
                 if (SC_UNLIKELY(SC_LIFE_SEQ(m) <= SC_LD(&s->hard->flush_seq)))
@@ -107,6 +109,7 @@ SC_INLINE int sc_read_begin(sc_table_t *t, const sc_key_t *k, sc_found_t *f, int
         if (SC_LIKELY(SC_LD(&first->moves) == moves))
             return SC_MISS; /* R3 */
     again:;
+        SC_CRASHPOINT(read_again);
     }
     sc_count(t, SC_ST_CONTENDED, 1);
     return SC_MISS;
@@ -138,9 +141,11 @@ SC_INLINE int sc_read_finish(sc_table_t *t, const sc_key_t *k, sc_found_t *f, vo
                 (t->check_len == 0 || sc_item_gather(t, s, &far, far.total - 4, &check, 4));
         hash = whole && t->check_len != 0 ? sc_value_hash(&t->secret, far.type, value, len) : 0;
     } /* not whole: a chain that leaves the segment, torn or rot; the comparison tells which */
+    SC_CRASHPOINT(read_copied);
     SC_FENCE_ACQ();
     if (SC_UNLIKELY(SC_LD_ACQ(&bucket->entry[f->slot]) != f->entry || SC_LD(&s->life[it->page]) != f->life))
         return SC_AGAIN; /* R1 */
+    SC_CRASHPOINT(read_valid);
     u64 hm = sc_header_mix(&t->secret, k->h, it->w0, it->soft);
     u32 place = sc_place_mix(&t->secret, f->life, it->page, it->off);
     int ok = SC_LIKELY(t->check_len != 0) ? check == (sc_content_mix(&t->secret, hm, hash) ^ place)

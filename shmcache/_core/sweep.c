@@ -79,6 +79,7 @@ static void recount_bucket(sc_table_t *t, sc_shard_t *s, u32 b)
     if (b + 1 < t->n_buckets)
         return;
     soft->recount = 0;
+    SC_CRASHPOINT(recount_done);
     soft->n_items = soft->acc_items;
     soft->live_bytes = soft->acc_bytes;
     soft->most_pages = soft->acc_most;
@@ -146,6 +147,7 @@ void sc_tick(sc_table_t *t)
     }
     if (SC_LIKELY(coarse < t->next_clean && t->clock.frozen_ms == SC_CLOCK_REAL))
         return;
+    SC_CRASH_OP("tick");
     u64 period = t->h.clean_period_ms, now = sc_now(t);
     t->next_clean = coarse + (i64)STEP_GAP_MS;
     if (period == 0)
@@ -159,6 +161,7 @@ void sc_tick(sc_table_t *t)
         gap = period;
     if (!__atomic_compare_exchange_n(&t->control->next_step, &due, now + gap, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
         return;
+    SC_CRASHPOINT(step_won);
     u64 done_ms = SC_LD(&t->control->sweep_done), at = SC_LD(&t->control->sweep_bucket);
     if (done_ms > now || now - done_ms > period)
         done_ms = now > period ? now - period : 0;
@@ -171,6 +174,7 @@ void sc_tick(sc_table_t *t)
     int stop;
     u64 walked = sweep(t, &at, n, now, 0, 0, UINT64_MAX, &dropped, &stop);
     SC_ST(&t->control->sweep_bucket, at);
+    SC_CRASHPOINT(step_half_noted);
     SC_ST(&t->control->sweep_done, done_ms + walked * period / all);
     if (n == STEP_BUCKETS && stop == SC_OK) /* behind: the next writer goes on at once */
         SC_ST(&t->control->next_step, now + 1);
@@ -181,6 +185,7 @@ void sc_tick(sc_table_t *t)
 /* clean(): one whole sweep by hand.  *cursor starts at 0 and is where the sweep goes on after SC_BUSY. */
 int sc_clean(sc_table_t *t, u64 limit, u64 *cursor, u64 *reclaimed, i64 wait_ns)
 {
+    SC_CRASH_OP("clean");
     u64 all = total_buckets(t), now = sc_now(t);
     while (*cursor < all && *reclaimed < limit) {
         u32 shard = (u32)(*cursor / t->n_buckets);

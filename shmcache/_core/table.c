@@ -115,6 +115,7 @@ static void write_item(sc_op_t *op, const sc_key_t *k, const sc_value_t *v, sc_r
     u32 flags = v->soft ? SC_IF_SOFT : 0, is_int = SC_TYPE(v->type) == SC_T_INT, vlen = is_int ? 8u : v->len;
     u64 version = op->s->hard->version + 1;
     op->s->hard->version = version; /* raised before use */
+    SC_CRASHPOINT(version_raised);
     u64 w0 = SC_W0(vlen, flags, k->len, v->type, 0), w1 = SC_W1(v->deadline, version);
     u64 hm = sc_header_mix(&t->secret, k->h, w0, v->soft);
     u32 place = sc_place_mix(&t->secret, SC_LD(&op->s->life[r->page]), r->page, r->off);
@@ -127,11 +128,13 @@ static void write_item(sc_op_t *op, const sc_key_t *k, const sc_value_t *v, sc_r
         const void *p = is_int ? (const void *)&v->num : v->p;
         SC_BARRIER();
         memcpy(at, head, klen_off);
+        SC_CRASHPOINT(header_written);
         memcpy(at + klen_off, k->p, k->len);
         if (voff > klen_off + k->len)
             memset(at + klen_off + k->len, 0, voff - klen_off - k->len);
         if (t->check_len) {
             u32 check = sc_content_mix(&t->secret, hm, sc_value_copy(&t->secret, v->type, at + voff, p, vlen)) ^ place;
+            SC_CRASHPOINT(value_written);
             memset(at + voff + vlen, 0, total - voff - vlen - 4);
             memcpy(at + total - 4, &check, 4);
         } else {
@@ -222,6 +225,7 @@ static int store_guarded(sc_op_t *op, const sc_key_t *k, const sc_value_t *v, u6
     sc_hint_add(&s->soft->n_items, 1);
     sc_hint_add(&s->soft->live_bytes, (i64)k->len + vlen);
     s->soft->stat[SC_SS_BYTES_SET] += total;
+    SC_CRASHPOINT(store_counted);
     return SC_OK;
 }
 
@@ -235,6 +239,7 @@ int sc_store(sc_table_t *t, const sc_key_t *k, const sc_value_t *v, const sc_con
 {
     if (!fits(t, k, v))
         return SC_TOO_LARGE;
+    SC_CRASH_OP(((const char *const[]){"set", "add", "replace", "cas", "append"})[cond->mode]);
     int rc = sc_enter(t, k->shard, wait_ns);
     if (rc != SC_OK)
         return rc;
@@ -272,6 +277,7 @@ int sc_store(sc_table_t *t, const sc_key_t *k, const sc_value_t *v, const sc_con
 /* num: the number of a deleted counter, which pop must hand out as it was at that moment. */
 int sc_delete(sc_table_t *t, const sc_key_t *k, const sc_cond_t *cond, i64 *num, i64 wait_ns)
 {
+    SC_CRASH_OP("delete");
     int rc = sc_enter(t, k->shard, wait_ns);
     if (rc != SC_OK)
         return rc;
@@ -305,6 +311,7 @@ int sc_delete(sc_table_t *t, const sc_key_t *k, const sc_cond_t *cond, i64 *num,
 /* SC_AGAIN: the item has a soft deadline, which its check covers: the caller stores it anew. */
 int sc_touch(sc_table_t *t, const sc_key_t *k, u64 deadline, const sc_cond_t *cond, i64 wait_ns)
 {
+    SC_CRASH_OP("touch");
     int rc = sc_enter(t, k->shard, wait_ns);
     if (rc != SC_OK)
         return rc;
@@ -331,6 +338,7 @@ int sc_touch(sc_table_t *t, const sc_key_t *k, u64 deadline, const sc_cond_t *co
             SC_CRASHPOINT(touched);
             SC_ST_REL(entry, marked);
             SC_BARRIER();
+            SC_CRASHPOINT(touch_coarse);
             op.s->soft->stat[SC_SS_TOUCHES]++;
             rc = SC_OK;
         }
@@ -342,6 +350,7 @@ int sc_touch(sc_table_t *t, const sc_key_t *k, u64 deadline, const sc_cond_t *co
 int sc_incr(sc_table_t *t, const sc_key_t *k, i64 delta, int create, i64 initial, u64 deadline, i64 *result,
             i64 wait_ns)
 {
+    SC_CRASH_OP("incr");
     sc_value_t v = {NULL, 0, 8, SC_T_INT, deadline, 0};
     if (!fits(t, k, &v))
         return SC_TOO_LARGE;
@@ -363,8 +372,10 @@ int sc_incr(sc_table_t *t, const sc_key_t *k, i64 delta, int create, i64 initial
         else if (__builtin_add_overflow((i64)SC_LD(word), delta, &now))
             rc = SC_OVERFLOW;
         else {
+            SC_CRASHPOINT(before_number);
             SC_ST_REL(word, (u64)now); /* COMMIT */
             SC_BARRIER();
+            SC_CRASHPOINT(after_number);
             *result = now;
             u8 *freq = &op.s->buckets[bucket].freq[slot];
             if (SC_LD(freq) < SC_FREQ_MAX)
@@ -387,10 +398,12 @@ int sc_incr(sc_table_t *t, const sc_key_t *k, i64 delta, int create, i64 initial
 /* One store empties a shard.  C0: an append never continues on a flushed page (sc_heap_reserve_guarded). */
 int sc_clear_shard(sc_table_t *t, u32 shard, i64 wait_ns)
 {
+    SC_CRASH_OP("clear");
     int rc = sc_enter(t, shard, wait_ns);
     if (rc != SC_OK)
         return rc;
     sc_shard_t *s = &t->shard[shard];
+    SC_CRASHPOINT(before_flush);
     SC_ST_REL(&s->hard->flush_seq, s->hard->seq); /* COMMIT */
     SC_BARRIER();
     SC_CRASHPOINT(flushed);
@@ -401,6 +414,7 @@ int sc_clear_shard(sc_table_t *t, u32 shard, i64 wait_ns)
         s->soft->live[lane] = 0;
     }
     s->soft->stat[SC_SS_CLEARS]++;
+    SC_CRASHPOINT(flush_counted);
     if (t->h.flags & SC_F_SECURE) {
         sc_op_t op;
         sc_op_begin(&op, t, shard);
