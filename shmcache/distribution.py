@@ -60,11 +60,12 @@ class Survey:
     bytes: int = 0
     expired: int = 0
     expired_bytes: int = 0
-    corrupt: int = 0
+    corrupt: int = 0  #: entries that lead to no item, or to one rewritten under every look; values are not compared
     sizes: Histogram = field(default_factory=lambda: Histogram(SIZES))
     ttls: Histogram = field(default_factory=lambda: Histogram(AGES))
     ages: Histogram = field(default_factory=lambda: Histogram(AGES))
     fill: list[int] = field(default_factory=lambda: [0] * (SLOTS + 1))  #: buckets by entries in use
+    probes: list[int] = field(default_factory=lambda: [0] * 3)  #: items by buckets a read looks at: [1] home, [2] the other too
     uses: list[int] = field(default_factory=lambda: [0] * 4)
     types: Counter[str] = field(default_factory=Counter)
     type_bytes: Counter[str] = field(default_factory=Counter)
@@ -83,6 +84,8 @@ class Survey:
                 yield name, None, None, histogram.never, None
         for n, buckets in enumerate(self.fill):
             yield "bucket_fill", n, n + 1, buckets, None
+        for n in (1, 2):
+            yield "probe_length", n, n + 1, self.probes[n], None
         for use, n in enumerate(self.uses):
             yield "use", use, use + 1, n, None
         for lane, n in self.lanes.most_common():
@@ -103,7 +106,7 @@ def survey(view: View, *, top: int = 10, sample: int | None = None) -> Survey:
         groups = range(0, n_groups, max(1, min(items // max(sample, 1), n_groups)))
     seen = Survey(share=len(groups) / n_groups)
     for group in groups:
-        _add_group(seen, list(view.items(expired=True, groups=(group,))), top)
+        _add_group(seen, list(view.items(expired=True, groups=(group,), content=False)), top)
     buckets = view.header["n_buckets"] * view.header["n_shards"]
     seen.fill[0] = max(round(buckets * seen.share) - sum(seen.fill[1:]), 0)
     return seen
@@ -118,10 +121,10 @@ def _add_group(seen: Survey, items: list[Item], top: int) -> None:
             seen.expired += 1
             seen.expired_bytes += item.size
             seen.shard_expired[item.shard] += item.size
-        elif item.state == "corrupt":
-            seen.corrupt += 1
-        else:
+        elif item.state == "live":
             live.append(item)
+        else:
+            seen.corrupt += 1
     for item in live:
         size = item.size
         seen.bytes += size
@@ -132,6 +135,7 @@ def _add_group(seen: Survey, items: list[Item], top: int) -> None:
         else:
             seen.ttls.add(item.ttl, size)
         seen.uses[item.use & 3] += 1
+        seen.probes[min(item.probes, 2)] += 1
         seen.types[item.type] += 1
         seen.type_bytes[item.type] += size
         seen.lanes[item.lane] += 1

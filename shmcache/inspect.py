@@ -31,6 +31,7 @@ __all__ = [
     "Guard",
     "Item",
     "View",
+    "Worker",
     "boot_id",
     "created_at",
     "invalid",
@@ -50,7 +51,7 @@ _FORMS: Final = ("posix", "sysv", "anon")
 class Item(NamedTuple):
     """One entry of the index. `ttl` is seconds left, None = never expires; `age` is that of the item's page, in seconds."""
 
-    key: Key | None  #: None where the entry leads to no item (state corrupt)
+    key: Key | None  #: None where the entry leads to no item, or to one that never stood still
     type: str
     size: int  #: bytes of the encoded value
     age: int
@@ -60,11 +61,12 @@ class Item(NamedTuple):
     lane: str
     shard: int
     bucket: int
-    state: str  #: live, expired or corrupt
+    state: str  #: live, expired, torn (rewritten under every look) or corrupt (its check fails, or no item lies there)
     slot: int
     page: int
     off: int
     grace: float  #: seconds an expired item may still be given out by get_or_set
+    probes: int  #: buckets a read of the key looks at: 1 (its home) or 2; 0 without a key
 
 
 class Guard(NamedTuple):
@@ -82,6 +84,23 @@ class Guard(NamedTuple):
     items: int
     pages_free: int
     version: int
+
+
+class Worker(NamedTuple):
+    """One worker slot: who took it last, and what its holders counted since the segment's creation."""
+
+    slot: int
+    pid: int
+    held: bool | None  #: the process lives and has the segment open; None: no semaphores to tell by
+    started: float  #: Unix time the process started
+    command: str  #: "" where the process has ended
+    hits: int
+    misses: int
+    guard_waits: int
+    guard_timeouts: int
+    read_retries: int
+    read_contended: int
+    corrupt: int
 
 
 # -- finding -------------------------------------------------------------------------------------------------------------------
@@ -315,18 +334,33 @@ class View:
             ))  # fmt: skip
         return rows
 
+    def workers(self) -> list[Worker]:
+        """Every process that ever took a worker slot and whose slot no other took since; a slot's counters go on from holder to
+        holder."""
+        rows, boot, tick = [], boot_time(), os.sysconf("SC_CLK_TCK")
+        for w in self.table._workers():
+            pid, held = w["pid"], w["held"]
+            seen = process(pid) if pid and self.found.form != "file" else None
+            same = seen is not None and seen.start == w["start_time"]
+            command = seen.command if seen is not None and same else ""
+            counts = {name: w[name] for name in Worker._fields[5:]}
+            rows.append(Worker(w["slot"], pid, held, boot + w["start_time"] / tick, command, **counts))
+        return rows
+
     def items(
-        self, matches: Callable[[Key], bool] | None = None, *, expired: bool = False, groups: Iterable[int] | None = None
-    ) -> Iterator[Item]:
-        """The items, group by group: live ones, corrupt entries, and with `expired` also those whose lifetime is over.
+        self, matches: Callable[[Key], bool] | None = None, *, expired: bool = False, groups: Iterable[int] | None = None,
+        content: bool = True,
+    ) -> Iterator[Item]:  # fmt: skip
+        """The items, group by group: live, torn, corrupt, and with `expired` also those whose lifetime is over.
 
         Args: matches: see `arguments.compile_glob`; entries without a key are left out then. groups: numbers of bucket groups,
-        each below `n_groups`; all of them if not given.
-        An item present throughout is seen, once unless it is rewritten meanwhile.
+        each below `n_groups`; all of them if not given. content: compare the check over each value, which reads all its bytes;
+        without it only an entry that leads to no item is corrupt.
+        An item present throughout is seen, once unless it is rewritten meanwhile; one rewritten under 64 looks in a row is torn.
         """
         table = self.table
         for group in range(table._n_groups) if groups is None else groups:
-            rows = table._scan_meta(group)
+            rows = table._scan_meta(group, content, None)
             now = table._now_ms()
             for row in rows:
                 state, key = row[14], row[0]
@@ -355,13 +389,13 @@ _LANES: Final = LANES + tuple(map(str, range(len(LANES), 256)))
 
 
 def _item(row: tuple[Any, ...], now_ms: int) -> Item:
-    key, kind, size, deadline, soft, version, shard, bucket, slot, lane, page, off, use, birth, state = row
-    if state == "corrupt":
-        return Item(None, "", 0, 0, None, use, 0, "", shard, bucket, state, slot, page, off, 0.0)
+    key, kind, size, deadline, soft, version, shard, bucket, slot, lane, page, off, use, birth, state, probes = row
+    if key is None:
+        return Item(None, "", 0, 0, None, use, 0, "", shard, bucket, state, slot, page, off, 0.0, 0)
     ends = soft or deadline
     return Item(
         key, TYPES[kind], size, max(now_ms // 1000 - birth, 0), (ends - now_ms) / 1000 if ends else None, use, version,
-        _LANES[lane], shard, bucket, state, slot, page, off, (deadline - soft) / 1000 if soft and deadline else 0.0,
+        _LANES[lane], shard, bucket, state, slot, page, off, (deadline - soft) / 1000 if soft and deadline else 0.0, probes,
     )  # fmt: skip
 
 

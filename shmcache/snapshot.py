@@ -141,7 +141,7 @@ def _records(source: View | Engine, match: Key, summary: Summary) -> Iterator[li
         raw = RawCodec()
         source.table._configure(raw, b"", None, 0.1)
         try:
-            for item in source.items(None if match == "*" else compile_glob(match)):
+            for item in source.items(None if match == "*" else compile_glob(match), content=False):
                 value = source.value(item.key) if item.key is not None else MISS
                 left = source.ttl(item.key) if item.key is not None else None
                 if value is MISS or left is None:

@@ -172,6 +172,24 @@ def test_guards(cache: shmcache.Engine) -> None:
     assert run("guards", name_of(cache), "--held").rows == []
 
 
+def test_guards_by_worker(cache: shmcache.Engine) -> None:
+    """guards --workers prints a row for each worker slot that was used; a terminal shows the sums under the guards."""
+    (row,) = run("guards", name_of(cache), "--workers", "--json").objects
+    assert (row["slot"], row["pid"], row["held"], row["guard_waits"], row["guard_timeouts"]) == (0, os.getpid(), False, 0, 0)
+    assert "waits 0  timeouts 0  recoveries 0" in on_terminal("guards", name_of(cache))
+
+
+def test_dump_of_a_damaged_value(posix: shmcache.Engine) -> None:
+    """dump without --values names an item whose value fails its check, with its key."""
+    path = Path(catalog.shm_path(name_of(posix)))
+    with path.open("r+b") as f:
+        f.seek(path.read_bytes().index(b"user:1ann"))
+        f.write(b"user:1anx")
+    states = {row["key"]: row["state"] for row in run("dump", name_of(posix)).rows}
+    assert (states.pop("user:1"), set(states.values())) == ("corrupt", {"live"})
+    assert [row["value"] for row in run("dump", name_of(posix), "--values", "--match", "user:1").rows] == [""]
+
+
 def test_check_sound(cache: shmcache.Engine) -> None:
     """check of a sound segment ends with 0 and prints no finding."""
     result = run("check", name_of(cache))
@@ -461,7 +479,9 @@ def test_save_to_stdout_and_load_from_stdin(posix: shmcache.Engine) -> None:
 def test_distribution(posix: shmcache.Engine) -> None:
     """distribution prints a row for each class of each histogram."""
     rows = run("distribution", name_of(posix)).rows
-    assert list(dict.fromkeys(row["histogram"] for row in rows)) == ["size", "ttl", "age", "bucket_fill", "use", "lane", "type"]
+    assert list(dict.fromkeys(row["histogram"] for row in rows)) == [
+        "size", "ttl", "age", "bucket_fill", "probe_length", "use", "lane", "type",
+    ]  # fmt: skip
     assert sum(int(row["items"]) for row in rows if row["histogram"] == "type") == 5
     assert "█" in on_terminal("distribution", name_of(posix))
 

@@ -52,6 +52,14 @@ def test_buckets(view: View) -> None:
     assert sum(n * buckets for n, buckets in enumerate(seen.fill)) == 2100
 
 
+def test_probe_length(view: View) -> None:
+    """Each item is read from its home bucket, or from that and the other one."""
+    seen = survey(view)
+    assert seen.probes[0] == 0
+    assert sum(seen.probes) == 2100
+    assert seen.probes[1] > seen.probes[2]
+
+
 def test_biggest_and_hottest(view: View) -> None:
     """The largest and the most used keys come first."""
     seen = survey(view, top=3)

@@ -312,3 +312,52 @@ def test_settings(cache: shmcache.Engine) -> None:
         "auto",
         600,
     )
+
+
+def test_damaged_value(unique_name: Callable[[], str], tmp_path: Path) -> None:
+    """A value that fails its check is corrupt, with its key, though nobody asked for values; without `content` it looks live."""
+    for engine in opened(f"posix:///{unique_name()}", size="1M"):
+        path = copy_of(engine, tmp_path / "copy.bin")
+        data = path.read_bytes()
+        at = data.index(b"textabc")
+        path.write_bytes(data[:at] + b"textabd" + data[at + 7 :])
+        with View(found(str(path))) as view:
+            states = {i.key: (i.state, i.type, i.size) for i in view.items()}
+            assert states["text"] == ("corrupt", "str", 3)
+            assert {s for k, (s, _, _) in states.items() if k != "text"} == {"live"}
+            assert {i.state for i in view.items(content=False)} == {"live"}
+            assert view.value("text") is MISS
+
+
+def test_a_value_rewritten_under_every_look_is_torn(unique_name: Callable[[], str]) -> None:
+    """An item whose bytes changed during all the looks it was given is torn, with its key; a later look sees it live."""
+    name = unique_name()
+    for engine in opened(f"posix:///{name}", size="40M", guards=1):
+        with View(found(name)) as view:
+            shell = [sys.executable, "-c", WRITER, str(engine.url.without_options())]
+            child = subprocess.Popen(shell, stdout=subprocess.PIPE, cwd="/")
+            try:
+                assert child.stdout is not None
+                assert child.stdout.readline() == b"on\n"
+                states = set()
+                for _ in range(20_000):
+                    rows = [row for g in range(view.n_groups) for row in view.table._scan_meta(g, True, 1)]
+                    states |= {row[14] for row in rows if row[0] == "large"}
+                    if "torn" in states:
+                        break
+                assert "torn" in states
+            finally:
+                child.kill()
+                child.wait()
+                child.stdout.close()  # type: ignore[union-attr]
+            assert [i.state for i in view.items() if i.key == "large"] == ["live"]
+
+
+def test_workers(cache: shmcache.Engine) -> None:
+    """Every worker slot that was used has a line: who took it, whether it lives, and what it counted."""
+    cache.get("text")
+    cache.get("absent")
+    with View(found(name_of(cache))) as view:
+        (worker,) = view.workers()
+    assert (worker.pid, worker.held, worker.hits, worker.misses, worker.guard_timeouts) == (os.getpid(), True, 1, 1, 0)
+    assert abs(time.time() - worker.started) < 3600

@@ -19,6 +19,8 @@
 
 #include "pytable.c"
 
+#include "pywalk.c"
+
 #include "pyadmin.c"
 
 #include "module.c"

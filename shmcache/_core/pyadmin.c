@@ -1,4 +1,4 @@
-/* pyadmin.c - the methods of _core.Table that are not hot: attaching, walking, statistics, guards, leases, audit. */
+/* pyadmin.c - the methods of _core.Table that are not hot: attaching, statistics, guards, leases, audit. */
 #include "pycore.h"
 #include <errno.h>
 #include <sys/mman.h>
@@ -8,7 +8,6 @@
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
-#define WALKS 64 /* times a group is walked again while displacements run; each walk adds what it newly sees */
 
 typedef PyObject *const *args_t;
 
@@ -160,170 +159,44 @@ static PyObject *table_configure(PyObject *o, args_t args, Py_ssize_t nargs)
     Py_RETURN_NONE;
 }
 
-/* ---- walking ------------------------------------------------------------------------------------------------------ */
+/* ---- statistics, header, guards, shards ------------------------------------------------------------------------- */
 
-static int in_prefix(const table_obj *self, const u8 *key, u32 len)
-{
-    return len > self->prefix_len && (self->prefix_len == 0 || memcmp(key, self->prefix, self->prefix_len) == 0);
-}
+static const char *const worker_names[SC_N_STATS] = {"hits",         "misses",      "corrupt",        "read_contended",
+                                                     "read_retries", "guard_waits", "guard_timeouts", "leases_full"};
 
-typedef int (*visit_fn)(table_obj *self, sc_seen_t *seen, int state, const u8 *key, void *arg);
-
-/* Visits what a group holds; walks again while displacements run or an entry changed under the look, so that an item
- * present throughout is seen.  The visitor leaves out what it has had. */
-static int walk_group(table_obj *self, sc_table_t *t, u32 group, visit_fn visit, void *arg)
-{
-    u64 *entries = (u64 *)PyMem_Malloc(SC_GROUP * SC_N_SLOTS * (sizeof(u64) + sizeof(u32)) + SC_MAX_KEY);
-    if (entries == NULL) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    u32 *where = (u32 *)(void *)(entries + SC_GROUP * SC_N_SLOTS);
-    u8 *key = (u8 *)(where + SC_GROUP * SC_N_SLOTS), moves[SC_GROUP];
-    int again = 1, ok = 1;
-    for (int walk = 0; ok && again && walk < WALKS; walk++) {
-        u32 n = sc_group_entries(t, group, entries, where, moves);
-        again = 0;
-        for (u32 i = 0; ok && i < n; i++) {
-            sc_seen_t seen;
-            int state = sc_see(t, group, where[i], entries[i], &seen, key);
-            if (state == SC_AGAIN) {
-                u64 m = SC_LD(&t->shard[seen.shard].life[SC_ENTRY_PAGE(entries[i])]);
-                if (SC_LIFE_SEQ(m) > SC_LD(&t->shard[seen.shard].hard->flush_seq))
-                    again = 1;
-                continue;
-            }
-            ok = visit(self, &seen, state, key, arg) == 0;
-        }
-        if (ok && sc_group_moved(t, group, moves))
-            again = 1;
-    }
-    PyMem_Free(entries);
-    return ok ? 0 : -1;
-}
-
-static int group_arg(sc_table_t *t, PyObject *arg, u32 *group)
-{
-    unsigned long g = PyLong_AsUnsignedLong(arg);
-    if (PyErr_Occurred())
-        return -1;
-    if (g >= sc_n_groups(t)) {
-        PyErr_Format(PyExc_IndexError, "group: below %u wanted, %lu found", sc_n_groups(t), g);
-        return -1;
-    }
-    *group = (u32)g;
-    return 0;
-}
-
-static int visit_key(table_obj *self, sc_seen_t *seen, int state, const u8 *key, void *arg)
-{
-    if (state != SC_HIT || !in_prefix(self, key, seen->f.it.klen))
-        return 0;
-    PyObject *k = key_object(key + self->prefix_len, seen->f.it.klen - self->prefix_len);
-    int r = k == NULL ? -1 : PyDict_SetItem((PyObject *)arg, k, Py_None);
-    Py_XDECREF(k);
-    return r;
-}
-static PyObject *scan_keys_held(table_obj *self, sc_table_t *t, PyObject *arg)
-{
-    u32 group;
-    if (group_arg(t, arg, &group) != 0)
-        return NULL;
-    PyObject *seen = PyDict_New(), *r = NULL;
-    if (seen != NULL && walk_group(self, t, group, visit_key, seen) == 0)
-        r = PyDict_Keys(seen);
-    Py_XDECREF(seen);
-    return r;
-}
-
-/* (key, type, size, deadline_ms, soft_ms, version, shard, bucket, slot, lane, page, off, use, birth_s, state) */
-static int visit_meta(table_obj *self, sc_seen_t *seen, int state, const u8 *key, void *arg)
+/* A line for each worker slot that was ever used: who has it, and what its holders counted. */
+static PyObject *workers_held(table_obj *self, sc_table_t *t, PyObject *unused)
 {
     (void)self;
-    const char *name = state == SC_HIT ? "live" : state == SC_MISS ? "expired" : "corrupt";
-    int sound = state != SC_CHANGED;
-    PyObject *place = Py_BuildValue("(III)", seen->shard, seen->bucket, seen->slot), *k, *row;
-    if (place == NULL)
-        return -1;
-    u64 deadline = SC_W1_DEADLINE(seen->f.it.w1);
-    if (sound)
-        k = key_object(key, seen->f.it.klen);
-    else
-        k = Py_NewRef(Py_None);
-    row = k == NULL ? NULL
-                    : Py_BuildValue("(NIIKKIIIIIIIIIs)", k, seen->f.it.type, sound ? seen->f.it.vlen : 0u,
-                                    (unsigned long long)(deadline ? deadline - 1 : 0),
-                                    (unsigned long long)(seen->f.it.soft ? seen->f.it.soft - 1 : 0),
-                                    SC_W1_VERSION(seen->f.it.w1), seen->shard, seen->bucket, seen->slot, seen->lane, seen->page,
-                                    seen->off, seen->freq, seen->birth_s, name);
-    int r = row == NULL ? -1 : PyDict_SetItem((PyObject *)arg, sound ? PyTuple_GetItem(row, 0) : place, row);
-    Py_XDECREF(row);
-    Py_DECREF(place);
-    return r;
-}
-static PyObject *scan_meta_held(table_obj *self, sc_table_t *t, PyObject *arg)
-{
-    u32 group;
-    if (group_arg(t, arg, &group) != 0)
-        return NULL;
-    PyObject *seen = PyDict_New(), *r = NULL;
-    if (seen != NULL && walk_group(self, t, group, visit_meta, seen) == 0)
-        r = PyDict_Values(seen);
-    Py_XDECREF(seen);
-    return r;
-}
-
-static int visit_count(table_obj *self, sc_seen_t *seen, int state, const u8 *key, void *arg)
-{
-    if (state == SC_HIT && in_prefix(self, key, seen->f.it.klen))
-        ++*(Py_ssize_t *)arg;
-    return 0;
-}
-/* Exact when nobody writes: a group walked again while others write may count twice. */
-Py_ssize_t table_length(PyObject *o)
-{
-    table_obj *self = (table_obj *)o;
-    Py_ssize_t n = 0;
-    if (self->map == NULL)
-        return closed_error(self);
-    map_t *held = map_hold(self->map);
-    sc_table_t *t = held->t;
-    for (u32 g = 0; g < sc_n_groups(t); g++) {
-        Py_ssize_t before = n;
-        u8 moves[SC_GROUP];
-        for (int tries = 0; tries < 8; tries++) { /* unlike a walk, a count begins the group anew */
-            n = before;
-            u64 *entries = (u64 *)PyMem_Malloc(SC_GROUP * SC_N_SLOTS * (sizeof(u64) + sizeof(u32)) + SC_MAX_KEY);
-            if (entries == NULL) {
-                map_drop(held);
-                PyErr_NoMemory();
-                return -1;
-            }
-            u32 *where = (u32 *)(void *)(entries + SC_GROUP * SC_N_SLOTS);
-            u8 *key = (u8 *)(where + SC_GROUP * SC_N_SLOTS);
-            u32 found = sc_group_entries(t, g, entries, where, moves);
-            for (u32 i = 0; i < found; i++) {
-                sc_seen_t seen;
-                int state = sc_see(t, g, where[i], entries[i], &seen, key);
-                (void)visit_count(self, &seen, state, key, &n);
-            }
-            PyMem_Free(entries);
-            if (!sc_group_moved(t, g, moves))
-                break;
+    (void)unused;
+    PyObject *list = PyList_New(0);
+    for (u32 i = 0; list != NULL && i < t->h.n_workers; i++) {
+        const sc_worker_t *w = &t->workers[i];
+        u64 generation = SC_LD(&w->generation);
+        if (generation == 0)
+            continue;
+        PyObject *d = PyDict_New();
+        int bad = d == NULL;
+        if (!bad) {
+            bad |= PUT_U(d, "slot", i);
+            bad |= PUT_U(d, "generation", generation);
+            bad |= PUT_U(d, "pid", SC_LD(&w->pid));
+            bad |= PUT_U(d, "start_time", SC_LD(&w->start_time));
+            bad |= dict_put(d, "held", t->sem_id < 0 ? Py_NewRef(Py_None) : PyBool_FromLong(sc_beacon_value(t, i) != 0));
+            for (u32 j = 0; !bad && j < SC_N_STATS; j++)
+                bad |= PUT_U(d, worker_names[j], SC_LD(&w->stat[j]));
         }
+        if (bad || PyList_Append(list, d) != 0)
+            Py_CLEAR(list);
+        Py_XDECREF(d);
     }
-    map_drop(held);
-    return n;
+    return list;
 }
-
-/* ---- statistics, header, guards, shards ------------------------------------------------------------------------- */
 
 static PyObject *stats_held(table_obj *self, sc_table_t *t, PyObject *unused)
 {
     (void)self;
     (void)unused;
-    static const char *const worker_names[SC_N_STATS] = {"hits", "misses", "corrupt", "read_contended", "read_retries",
-                                                         "guard_waits", "guard_timeouts", "leases_full"};
     static const char *const shard_names[SC_N_SHARD_STATS] = {
         "sets", "deletes", "expired", "evicted", "evicted_index", "recoveries", "relocated", "bytes_set", "bytes_moved",
         "no_space", "incrs", "touches", "displaced", "repaired", "clears", "max_steps", "max_moved", "evicted_before_ttl"};
@@ -717,14 +590,13 @@ static PyObject *table_mark_removed(PyObject *o, PyObject *arg)
 HELD(stats)
 HELD(guards)
 HELD(shards)
+HELD(workers)
 HELD(check)
-HELD(scan_keys)
-HELD(scan_meta)
 
 #define M(name, flags) {"_" #name, (PyCFunction)(void (*)(void))table_##name, flags, NULL}
 PyMethodDef table_admin_methods[] = {
     M(attach, METH_FASTCALL), M(detach, METH_NOARGS), M(configure, METH_FASTCALL), M(scan_keys, METH_O),
-    M(scan_meta, METH_O), M(stats, METH_NOARGS), M(header, METH_NOARGS), M(guards, METH_NOARGS), M(shards, METH_NOARGS),
+    M(scan_meta, METH_FASTCALL), M(stats, METH_NOARGS), M(header, METH_NOARGS), M(guards, METH_NOARGS), M(shards, METH_NOARGS), M(workers, METH_NOARGS),
     M(check, METH_NOARGS), M(set_clock, METH_O), M(now_ms, METH_NOARGS), M(lease_take, METH_FASTCALL),
     M(lease_extend, METH_FASTCALL), M(lease_release, METH_FASTCALL), M(lease_wait, METH_FASTCALL), M(mark_removed, METH_O),
     {"clear", (PyCFunction)table_clear, METH_NOARGS, NULL},

@@ -156,4 +156,6 @@ PyObject *table_subscript(PyObject *self, PyObject *key);
 int table_ass_subscript(PyObject *self, PyObject *key, PyObject *value);
 int table_contains(PyObject *self, PyObject *key);
 Py_ssize_t table_length(PyObject *self);
+PyObject *table_scan_keys(PyObject *self, PyObject *group);
+PyObject *table_scan_meta(PyObject *self, PyObject *const *args, Py_ssize_t nargs);
 #endif

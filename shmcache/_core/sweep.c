@@ -299,6 +299,7 @@ int sc_see(sc_table_t *t, u32 group, u32 where, u64 e, sc_seen_t *out, u8 *keybu
     if (tag != SC_ENTRY_TAG(e) || sc_shard_of(h, t->n_shards) != shard ||
         (home != b && sc_other_of(home, tag, t->n_buckets) != b))
         return SC_CHANGED; /* the key does not belong here: rot */
+    out->probes = home == b ? 1 : 2;
     u64 hm = sc_header_mix(&t->secret, h, it.w0, it.soft);
     if (!t->check_len && SC_W0_HCHECK(it.w0) != (((u32)(hm >> 56) ^ sc_place_mix(&t->secret, m, page, off)) & 0xFFu))
         return SC_CHANGED;
@@ -309,4 +310,22 @@ int sc_see(sc_table_t *t, u32 group, u32 where, u64 e, sc_seen_t *out, u8 *keybu
             return SC_MISS;
     }
     return SC_HIT;
+}
+
+/* The bytes behind an item that sc_see found whole; value holds it.vlen bytes.
+ * SC_HIT what was stored, SC_AGAIN replaced or moved meanwhile, SC_CHANGED the check fails. */
+int sc_see_content(sc_table_t *t, const sc_seen_t *seen, const u8 *key, u8 *value)
+{
+    sc_shard_t *s = &t->shard[seen->shard];
+    const sc_item_t *it = &seen->f.it;
+    if (!t->check_len)
+        return SC_HIT; /* all there is was compared by sc_see */
+    u32 check = 0;
+    int sound = sc_item_gather(t, s, it, it->voff, value, it->vlen) && sc_item_gather(t, s, it, it->total - 4, &check, 4);
+    SC_FENCE_ACQ();
+    if (SC_LD_ACQ(&s->buckets[seen->bucket].entry[seen->slot]) != seen->f.entry || SC_LD(&s->life[seen->page]) != seen->life)
+        return SC_AGAIN; /* R1 */
+    u64 hm = sc_header_mix(&t->secret, sc_hash(&t->secret, key, it->klen, 0), it->w0, it->soft);
+    u32 want = sc_content_mix(&t->secret, hm, sc_value_hash(&t->secret, it->type, value, it->vlen));
+    return sound && check == (want ^ sc_place_mix(&t->secret, seen->life, seen->page, seen->off)) ? SC_HIT : SC_CHANGED;
 }

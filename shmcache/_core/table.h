@@ -144,14 +144,15 @@ int sc_clean(sc_table_t *t, u64 limit, u64 *cursor, u64 *reclaimed, i64 wait_ns)
 u32 sc_n_groups(const sc_table_t *t);
 typedef struct {
     u32 shard, bucket, slot, freq, lane, page, off, birth_s;
+    u32 probes; /* buckets a read of the key looks at: 1 its home, 2 */
     u64 life;
     sc_found_t f;
-    int state; /* SC_HIT live, SC_MISS expired, SC_AGAIN torn, -1 corrupt */
 } sc_seen_t;
 /* Copies the entries of a group: returns how many; *moves_sum tells whether a displacement ran meanwhile. */
 u32 sc_group_entries(sc_table_t *t, u32 group, u64 *entries, u32 *where, u8 *moves);
 int sc_group_moved(sc_table_t *t, u32 group, const u8 *moves);
 int sc_see(sc_table_t *t, u32 group, u32 where, u64 entry, sc_seen_t *out, u8 *keybuf);
+int sc_see_content(sc_table_t *t, const sc_seen_t *seen, const u8 *key, u8 *value);
 
 /* ---- lease.c ------------------------------------------------------------------------------------------------------ */
 int sc_lease_take(sc_table_t *t, u64 hash, u64 lease_ms, u64 *owner, u64 *fence, i64 wait_ns);

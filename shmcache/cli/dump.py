@@ -20,7 +20,7 @@ from .output import Code, Column, Format, human_bytes, human_seconds, shown
 
 
 def _state(word: Any) -> str:
-    return {"expired": "dim", "corrupt": "bold red"}.get(word, "")
+    return {"expired": "dim", "torn": "yellow", "corrupt": "bold red"}.get(word, "")
 
 
 COLUMNS = [

@@ -15,7 +15,7 @@ import typer
 from .. import inspect, processes
 from ..catalog import Found, list_segments
 from ..errors import LayoutMismatch, NotSupported, SegmentInvalid, ShmCacheError
-from ..inspect import Guard, View
+from ..inspect import Guard, View, Worker
 from ..url import Url
 from .app import Json, Look, command, engine_of, output, view_of, viewed
 from .output import (
@@ -238,7 +238,7 @@ def _rates(read: Any, seconds: float, count: int | None) -> Iterator[tuple[Any, 
 
 def _lifetimes(view: View) -> dict[str, Any]:
     low, high, total, n, forever = float("inf"), 0.0, 0.0, 0, 0
-    for item in view.items():
+    for item in view.items(content=False):
         if item.ttl is None:
             forever += item.state == "live"
         else:
@@ -256,19 +256,41 @@ GUARDS = [
 ]  # fmt: skip
 
 
-@command("guards", epilog="  shmcache guards sessions\n  shmcache guards sessions --held")
+WORKERS = [
+    Column("slot", right=True), Column("pid", right=True), Column("held"), Column("started", human_time, drop=4),
+    Column("command", drop=2),
+    *(Column(n, right=True, drop=d) for n, d in zip(Worker._fields[5:], (0, 0, 0, 0, 5, 5, 3), strict=True)),
+]  # fmt: skip
+
+
+@command("guards", epilog=(
+    "  shmcache guards sessions\n  shmcache guards sessions --held\n  shmcache guards sessions --workers   who waited"
+))  # fmt: skip
 def guards(
     target: Look,
     held: Annotated[bool, typer.Option("--held", help="Only guards that somebody holds.")] = False,
+    workers: Annotated[bool, typer.Option("--workers", help="Waits, timeouts and reads of each worker slot instead.")] = False,
     as_json: Json = False,
 ) -> int:
     """Show each shard's guard: free, held, stopped (its owner lives but is stopped) or dead (recovery is due), and the owner.
 
-    A live writer holds a guard for microseconds. Waits and timeouts are counted for each process; `shmcache stats` sums them.
+    A live writer holds a guard for microseconds. Recoveries are counted for each shard; waits and timeouts for each worker slot,
+    that is by who waited: a terminal gets their sums too, --workers the slots that were ever used.
     """
+    out = output(as_json)
     with viewed(target, "guards") as view:
-        output(as_json).rows(GUARDS, (_guard_row(g) for g in view.guards() if not held or g.state != "free"))
+        if workers:
+            out.rows(WORKERS, map(_worker_row, view.workers()))
+            return Code.OK
+        out.rows(GUARDS, (_guard_row(g) for g in view.guards() if not held or g.state != "free"))
+        if out.format is Format.TABLE:
+            s = view.stats()
+            out.line(f"waits {s['guard_waits']:,}  timeouts {s['guard_timeouts']:,}  recoveries {s['recoveries']:,}")
     return Code.OK
+
+
+def _worker_row(w: Worker) -> tuple[Any, ...]:
+    return (w.slot, w.pid, w.held, round(w.started, 2), w.command, *w[5:])
 
 
 def _guard_row(g: Guard) -> tuple[Any, ...]:

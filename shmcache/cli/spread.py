@@ -18,8 +18,10 @@ Sample = Annotated[int | None, typer.Option("--sample", metavar="N", help="Look 
 
 @command("distribution", epilog="  shmcache distribution sessions\n  shmcache distribution sessions --sample 10000 --json")
 def distribution(target: Look, sample: Sample = None, as_json: Json = False) -> int:
-    """Show histograms: value sizes, lifetimes left, ages, entries used a bucket, use classes, lanes, types.
+    """Show histograms: value sizes, lifetimes left, ages, entries used a bucket, probe length, use
+    classes, lanes, types.
 
+    probe_length is how many buckets a read of the key looks at, one cache line each: its home, or its home and the other one.
     A class holds values from `from` up to, not including, `below`. ttl without either: items that never expire.
     """
     with viewed(target, "distribution") as view:
