@@ -1,6 +1,7 @@
 """Lifetimes and the clean period of the shared-memory engine, by an injected clock."""
 
 import math
+import random
 
 import pytest
 
@@ -92,6 +93,26 @@ def test_clean_by_hand_reclaims_at_most_limit(cache):
     assert cache.clean() == 70
     assert cache.clean() == 0
     assert len(cache) == 100
+
+
+def test_clean_never_evicts(unique_name):
+    """Compaction without pages to copy a live item to leaves it where it is: a clean by hand evicts nothing, however full."""
+    for seed in range(30):
+        draw = random.Random(seed)
+        size, large = draw.choice(["256K", "384K", "512K"]), draw.choice([8000, 20000, 40000])
+        with shmcache.open(f"anon:{unique_name}{seed}://", size=size, guards=1) as cache:
+            for step in range(400):
+                key, what = f"k{draw.randrange(60)}", draw.random()
+                if what < 0.7:
+                    cache.set(key, b"x" * draw.choice([100, 1000, large]))
+                elif what < 0.9:
+                    cache.delete(key)
+                else:
+                    cache.get(key)
+                if step % 5 == 0:
+                    evicted = cache.stats().evicted
+                    cache.clean()
+                    assert cache.stats().evicted == evicted, f"seed {seed}, step {step}"
 
 
 def test_period_0_cleans_only_lazily(unique_name):

@@ -299,6 +299,10 @@ static int step_guarded(sc_op_t *op, u32 lane, int mode)
             op->blocked |= 1u << lane;
             return 0;
         }
+        if (mode == STEP_COMPACT) { /* nothing live is dropped to compact; the lane may still pay by evicting */
+            op->cramped |= 1u << lane;
+            return 0;
+        }
     }
     if (lane < SC_LANE_MAIN)
         sc_ghost_add(op, h);
@@ -348,7 +352,7 @@ static u32 lane_most_dead(const sc_op_t *op, u32 percent)
     for (u32 lane = 0; lane < SC_N_LANES; lane++) {
         u32 n = op->s->soft->n_pages[lane];
         i64 dead = op->s->soft->dead[lane];
-        if (n < 2 || dead <= 0 || (op->blocked & (1u << lane)))
+        if (n < 2 || dead <= 0 || ((op->blocked | op->cramped) & (1u << lane)))
             continue;
         u64 share = (u64)dead * 1000u / ((u64)n << op->t->page_shift);
         if (share > percent * 10u && share > best_share) {

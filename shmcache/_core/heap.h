@@ -13,6 +13,7 @@ typedef struct {
     u32 steps, moved_items;
     u64 moved_bytes, passed_bytes;
     u32 blocked;                   /* bit per lane whose head item can neither go nor stay */
+    u32 cramped;                   /* bit per lane whose head item found no pages to be compacted to */
     u64 head_seen[SC_N_LANES];     /* head position + 1 that head_dead and head_hash speak of */
     u64 head_hash[SC_N_LANES];     /* hash of the key at that head, 0 = not asked */
     u8 head_dead[SC_N_LANES];
@@ -46,6 +47,19 @@ static inline int sc_lane_owns(const sc_hard_t *h, u32 lane) { return SC_POS_PAG
 static inline int sc_place_ok(const sc_table_t *t, u32 page, u32 off)
 {
     return page < t->n_pages && off <= t->page_size - SC_ITEM_HEADER && (off & 7u) == 0;
+}
+/* The usual item, which lies on one page and has no more than key, value and check, is known by its first word alone.
+ * 1 = one with a key of klen bytes, it filled; 0 = sc_item_load tells. */
+SC_INLINE int sc_item_plain(const sc_table_t *t, const u64 *p, u32 klen, u32 page, u32 off, sc_item_t *it)
+{
+    u64 w0 = SC_LD(p);
+    u32 vlen = SC_W0_VLEN(w0), type = SC_W0_TYPE(w0), voff = SC_ITEM_HEADER + klen;
+    u32 total = (voff + vlen + t->check_len + 7u) & ~7u;
+    if (SC_UNLIKELY(SC_W0_SHAPE(w0) != SC_W0_KEYED(klen)) || SC_UNLIKELY(SC_TYPE(type) == SC_T_INT) ||
+        SC_UNLIKELY(vlen > t->h.max_value) || SC_UNLIKELY(total > t->page_size - off))
+        return 0;
+    *it = (sc_item_t){w0, SC_LD(p + 1), 0, page, off, klen, vlen, 0, type, voff, total};
+    return 1;
 }
 /* 1 = header within bounds, it filled; 0 = cannot be an item. Follows no chain. */
 static inline int sc_item_load(const sc_table_t *t, const sc_shard_t *s, u32 page, u32 off, sc_item_t *it)

@@ -85,13 +85,18 @@ u64 *sc_index_find_guarded(sc_op_t *op, const sc_key_t *k, sc_item_t *it, u32 *b
                 continue;
             sc_item_t here;
             u32 page = SC_ENTRY_PAGE(e), off = SC_ENTRY_OFF(e);
-            if (!sc_place_ok(t, page, off) || !sc_item_load(t, s, page, off, &here)) {
+            int placed = sc_place_ok(t, page, off);
+            const u64 *at = (const u64 *)(const void *)sc_at(t, s, page, off);
+            if (SC_LIKELY(placed && sc_item_plain(t, at, k->len, page, off, &here))) {
+                if (!sc_same(at + 2, k->p, k->len))
+                    continue;
+            } else if (!placed || !sc_item_load(t, s, page, off, &here)) {
                 SC_ST_REL(p, 0); /* rot: an entry that cannot be an item */
                 s->soft->stat[SC_SS_REPAIRED]++;
                 continue;
-            }
-            if (here.klen != k->len || !sc_item_key_is(t, s, &here, k->p))
+            } else if (here.klen != k->len || !sc_item_key_is(t, s, &here, k->p)) {
                 continue;
+            }
             if (found != NULL) {
                 clear_twin(s, p, k->b1, b2);
                 continue;

@@ -29,18 +29,12 @@ SC_INLINE int sc_compare_any_of(const sc_table_t *t, const sc_key_t *k, u32 page
     return is;
 }
 
-/* The item at a place against a key; f->it is filled unless rotten. The usual item, which lies on one page and has no more
- * than key, value and check, is known by its first word alone. */
+/* The item at a place against a key; f->it is filled unless rotten. */
 SC_INLINE int sc_compare(const sc_table_t *t, const sc_shard_t *s, const sc_key_t *k, u32 page, u32 off, sc_found_t *f)
 {
     const u64 *p = (const u64 *)(const void *)sc_at(t, s, page, off);
-    u64 w0 = SC_LD(p);
-    u32 vlen = SC_W0_VLEN(w0), type = SC_W0_TYPE(w0), voff = SC_ITEM_HEADER + k->len;
-    u32 total = (voff + vlen + t->check_len + 7u) & ~7u;
-    if (SC_UNLIKELY(SC_W0_SHAPE(w0) != SC_W0_KEYED(k->len)) || SC_UNLIKELY(SC_TYPE(type) == SC_T_INT) ||
-        SC_UNLIKELY(vlen > t->h.max_value) || SC_UNLIKELY(total > t->page_size - off))
+    if (SC_UNLIKELY(!sc_item_plain(t, p, k->len, page, off, &f->it)))
         return sc_compare_any_of(t, k, page, off, f);
-    f->it = (sc_item_t){w0, SC_LD(p + 1), 0, page, off, k->len, vlen, 0, type, voff, total};
     return SC_LIKELY(sc_same(p + 2, k->p, k->len)) ? SC_IS_KEY : SC_IS_OTHER;
 }
 

@@ -240,6 +240,7 @@ int sc_store(sc_table_t *t, const sc_key_t *k, const sc_value_t *v, const sc_con
     if (!fits(t, k, v))
         return SC_TOO_LARGE;
     SC_CRASH_OP(((const char *const[]){"set", "add", "replace", "cas", "append"})[cond->mode]);
+    SC_PREFETCH(&t->shard[k->shard].buckets[k->b1]); /* while the guard is taken */
     int rc = sc_enter(t, k->shard, wait_ns);
     if (rc != SC_OK)
         return rc;
