@@ -97,6 +97,8 @@ class Engine:
     """Seconds that DEFAULT stands for; None = for ever."""
     _closed: bool = False
     _readonly: bool = False
+    _miss: bool = False
+    """on_down=miss: get_or_set then goes on without a lease where one cannot be asked for."""
     _n_groups: int = 1
 
     @classmethod
@@ -227,13 +229,16 @@ class Engine:
         the soft one."""
         self._unsupported("grace", Capability.GRACE)
 
-    def _lease_take(self, name: bytes, lease: float) -> tuple[int, int] | bool | None:
+    def _lease_take(
+        self, name: bytes, lease: float, owners: list[int] | None = None
+    ) -> tuple[int, int] | bool | None:
         """Take the lease `name` for `lease` seconds: `(owner, fence)`; False held by a live other; None table
         full.
 
         owner is a word nobody else got; fence grows with each taking of any lease. Not re-entrant. Freed by
         `_lease_release`, by its end, and, where the engine can know, by the death of the process that took
-        it.
+        it. owners: a list that gets the owner word before anybody can see the lease taken (in C: before a
+        signal can be noticed), whatever is raised then: an interrupt loses the answer, not the lease.
         """
         self._unsupported("lock", Capability.LOCK)
 

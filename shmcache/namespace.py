@@ -54,6 +54,10 @@ class Namespace(Engine):
         return self._parent._readonly
 
     @property
+    def _miss(self) -> bool:  # type: ignore[override]
+        return self._parent._miss
+
+    @property
     def _n_groups(self) -> int:  # type: ignore[override]
         return self._parent._n_groups
 
@@ -232,8 +236,10 @@ class Namespace(Engine):
 
     # -- leases: by name, whatever the generation --
 
-    def _lease_take(self, name: bytes, lease: float) -> tuple[int, int] | bool | None:
-        return self._parent._lease_take(self._head + name, lease)
+    def _lease_take(
+        self, name: bytes, lease: float, owners: list[int] | None = None
+    ) -> tuple[int, int] | bool | None:
+        return self._parent._lease_take(self._head + name, lease, owners)
 
     def _lease_extend(self, name: bytes, owner: int, lease: float) -> bool:
         return self._parent._lease_extend(self._head + name, owner, lease)

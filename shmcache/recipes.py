@@ -1,56 +1,40 @@
-"""get_or_set, memoize and lock (and namespace, from namespace.py): written once, over the primitives of any
+"""get_or_set and memoize (lock is in lock.py, namespace in namespace.py): written once, over the primitives of any
 engine.
 
-I1  A lease taken here is released by the process that took it: a child forked meanwhile, which has a copy of
-    the owner word, neither extends nor releases it.
-I2  Lease names have a domain: `F:` + key for fillers, `L:` + name for locks; a namespace puts its prefix
-    first.
-I3  What runs while a lease is held is the caller's factory alone; no guard of the engine is held meanwhile.
+I1  An exception, also one from outside such as KeyboardInterrupt, leaves no lease behind, at whatever line of
+    a fill it arrives (lock.py).
+I2  What runs while a lease is held is the caller's factory alone; no guard of the engine is held meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import inspect
-import math
 import os
 import threading
-import time
 import zlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextvars import ContextVar
 from datetime import date, timedelta
 from datetime import time as daytime
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from .arguments import DEFAULT, MAX_TTL, MISS, Key, Ttl, check_key, key_text, lifetime
+from .arguments import DEFAULT, MISS, Key, Ttl, check_key, lifetime
 from .engine import Capability, Engine
-from .errors import LockTimeout, ShmCacheError
+from .errors import EngineDown, ShmCacheError
+from .lock import POLL, Lease, Lock, seconds_of
 from .namespace import Namespace
 
 __all__ = ["CacheInfo", "Lock", "Memoized", "Namespace", "get_or_set", "memoize"]
 
 _FILL, _WAIT, _DONE = "fill", "wait", "done"
-_POLL = 1.0
-"""Seconds of one wait for a filler or a lock; the engine returns earlier on release. Bounds a lost
-wake-up."""
-
-
-def _seconds(name: str, value: Any, least: float) -> float:
-    """`value` as seconds between `least` (0: included, else excluded) and ten years."""
-    if isinstance(value, timedelta):
-        value = value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: seconds as a number wanted, {type(value).__name__} found")
-    if not (0 < value <= MAX_TTL or value == least == 0):
-        raise ValueError(f"{name}: 0 to {MAX_TTL:.0f} seconds wanted, {value!r} found")
-    return float(value)
 
 
 # -- get_or_set --
@@ -70,23 +54,22 @@ def get_or_set(
     if not callable(factory):
         raise TypeError(f"factory: a callable wanted, {type(factory).__name__} found")
     home, steps = _begin(engine, key, ttl, lease, grace)
-    step, name, answer = _next(steps)
-    while step is not _DONE:
-        if step is _WAIT:
-            _refuse_own_key(home, name, steps)
-            home._lease_wait(name, _POLL)
-            step, name, answer = _next(steps)
-            continue
-        mark = _filling.set(_filling.get() | {(id(home), name)})
-        try:
-            value = factory()
-        except BaseException:
-            steps.close()
-            raise
-        finally:
-            _filling.reset(mark)
-        step, name, answer = _next(steps, (value,))
-    return answer
+    with contextlib.closing(steps):
+        step, name, answer = _next(steps)
+        while step is not _DONE:
+            _refuse_own_key(home, name)
+            if step is _WAIT:
+                with _without_server(home):
+                    home._lease_wait(name, POLL)
+                step, name, answer = _next(steps)
+                continue
+            mark = _filling.set(_filling.get() | {(id(home), name)})
+            try:
+                value = factory()
+            finally:
+                _filling.reset(mark)
+            step, name, answer = _next(steps, (value,))
+        return answer
 
 
 async def _get_or_set_async(
@@ -95,34 +78,41 @@ async def _get_or_set_async(
     """get_or_set for a coroutine function: waits by asyncio.sleep, 1 to 50 ms, and lets the loop run."""
     home, steps = _begin(engine, key, ttl, lease, grace)
     pause = 0.001
-    step, name, answer = _next(steps)
-    while step is not _DONE:
-        if step is _WAIT:
-            _refuse_own_key(home, name, steps)
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 0.05)
-            step, name, answer = _next(steps)
-            continue
-        mark = _filling.set(_filling.get() | {(id(home), name)})
-        try:
-            value = await factory()
-        except BaseException:
-            steps.close()
-            raise
-        finally:
-            _filling.reset(mark)
-        step, name, answer = _next(steps, (value,))
-    return answer
+    with contextlib.closing(steps):
+        step, name, answer = _next(steps)
+        while step is not _DONE:
+            _refuse_own_key(home, name)
+            if step is _WAIT:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 0.05)
+                step, name, answer = _next(steps)
+                continue
+            mark = _filling.set(_filling.get() | {(id(home), name)})
+            try:
+                value = await factory()
+            finally:
+                _filling.reset(mark)
+            step, name, answer = _next(steps, (value,))
+        return answer
 
 
 _filling: ContextVar[frozenset[tuple[int, bytes]]] = ContextVar("shmcache filling", default=frozenset())
 """Leases this thread or task holds as a filler: asking for one of them again would wait for oneself."""
 
 
-def _refuse_own_key(home: Engine, name: bytes, steps: _Steps) -> None:
+def _refuse_own_key(home: Engine, name: bytes) -> None:
     if (id(home), name) in _filling.get():
-        steps.close()
         raise ShmCacheError("get_or_set: a factory that asks for other keys wanted, one that asks for its own found")
+
+
+@contextlib.contextmanager
+def _without_server(engine: Engine) -> Iterator[None]:
+    """What is done inside may be left undone where the server is down and on_down=miss."""
+    try:
+        yield
+    except EngineDown:
+        if not engine._miss:
+            raise
 
 
 _Steps = Generator[tuple[str, bytes], "tuple[Any] | None", Any]
@@ -138,7 +128,7 @@ def _next(steps: _Steps, filled: tuple[Any] | None = None) -> tuple[str, bytes, 
 
 def _begin(engine: Engine, key: Key, ttl: Ttl, lease: float, grace: float) -> tuple[Engine, _Steps]:
     left = lifetime(ttl, None, engine.default_ttl)
-    lease, grace = _seconds("lease", lease, 1), _seconds("grace", grace, 0)
+    lease, grace = seconds_of("lease", lease, 1), seconds_of("grace", grace, 0)
     data = check_key(key)
     home, full = engine._resolve(data)
     return home, _steps(home, full, left, lease, grace)
@@ -167,33 +157,38 @@ def _steps(engine: Engine, key: Key, left: float | None, lease: float, grace: fl
     while True:
         if found is not None and found[1]:
             return found[0]
-        taken = engine._lease_take(name, lease)
-        if taken is False:
-            if found is not None:
-                return found[0]
-            yield _WAIT, name
-            found = look(engine._peek)
-            continue
-        if not isinstance(taken, tuple):  # the lease table is full
-            filled = yield _FILL, name
-            assert filled is not None
-            store(filled[0])
-            return filled[0]
-        owner, pid = taken[0], os.getpid()
+        held = Lease(engine, name)
         try:
-            found = look(engine._peek)  # the filler before us may have finished since our look
-            if found is not None and found[1]:
-                return found[0]
-            filled = yield _FILL, name
-            assert filled is not None
-            if os.getpid() == pid and engine._lease_extend(name, owner, lease):
-                store(filled[0])
-            else:  # our lease ended, somebody else fills or has filled: no older value over a newer one
-                engine.add(key, filled[0], left)
-            return filled[0]
-        finally:
-            if os.getpid() == pid:
-                engine._lease_release(name, owner)
+            try:
+                taken: tuple[int, int] | bool | None = None  # a full table, no server: filled without a lease
+                with _without_server(engine):
+                    taken = held.take(lease)
+                if taken is not False:
+                    if taken:
+                        found = look(engine._peek)  # the filler before us may have finished since our look
+                        if found is not None and found[1]:
+                            return found[0]
+                    filled = yield _FILL, name
+                    assert filled is not None
+                    ours = not taken
+                    with _without_server(engine):
+                        ours = ours or held.extend(lease)
+                    if ours:
+                        store(filled[0])
+                    else:  # our lease ended, somebody else fills or has filled: no older value over a newer one
+                        engine.add(key, filled[0], left)
+                    return filled[0]
+            finally:
+                with contextlib.suppress(EngineDown):  # it ends by itself
+                    held.release()
+        except BaseException:
+            with contextlib.suppress(EngineDown):  # again, for what interrupted the first
+                held.release()
+            raise
+        if found is not None:
+            return found[0]
+        yield _WAIT, name
+        found = look(engine._peek)
 
 
 # -- memoize --
@@ -242,7 +237,7 @@ class Memoized:
         parameters = self._signature.parameters
         plain = all(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters.values())
         self._plain = tuple(parameters) if plain else None
-        self._ttl, self._grace = ttl, _seconds("grace", grace, 0)
+        self._ttl, self._grace = ttl, seconds_of("grace", grace, 0)
         self._async = inspect.iscoroutinefunction(function)
         self._hits = self._misses = 0
         if self._async:
@@ -402,79 +397,3 @@ def _encode(value: Any) -> str:
     if isinstance(value, _PLAIN):
         return f"{kind.__module__}.{kind.__qualname__}({value!r})"
     raise TypeError(f"memoize: an argument of a plain type wanted, {kind.__qualname__} found (give key=)")
-
-
-# -- lock --
-
-
-class _Held(NamedTuple):
-    owner: int
-    fence: int
-    pid: int
-    thread: int
-
-
-class Lock:
-    """A lock by name across processes, threads and tasks; a context manager. What `Engine.lock` returns.
-
-    Args: name: str or bytes, 1 to 65,535 bytes; other than keys of the same name. lease: seconds after which
-    the lock is free again whoever holds it (`extend` starts them anew). timeout: seconds `with` waits; None =
-    for ever, 0 = one attempt. Entering raises LockTimeout when the lock is not granted in time. It is not
-    re-entrant: entering again while it is held waits like anybody else. Leaving releases what this object
-    took, and nothing else: after the end of the lease the lock may be another's, and stays so. A forked child
-    does not hold its parent's lock.
-    """
-
-    def __init__(self, engine: Engine, name: Key, lease: float, timeout: float | None) -> None:
-        if Capability.LOCK not in engine.capabilities:
-            engine._unsupported("lock", Capability.LOCK)
-        self._engine = engine
-        self._name = b"L:" + check_key(name)
-        self._lease = _seconds("lease", lease, 1)
-        self._timeout = None if timeout is None else _seconds("timeout", timeout, 0)
-        self._held: list[_Held] = []  # several only where a lease ended unnoticed
-
-    def __enter__(self) -> Self:
-        end = math.inf if self._timeout is None else time.monotonic() + self._timeout
-        while True:
-            taken = self._engine._lease_take(self._name, self._lease)
-            if isinstance(taken, tuple):
-                self._held.append(_Held(*taken, os.getpid(), threading.get_ident()))
-                return self
-            left = end - time.monotonic()
-            if left <= 0:
-                state = "held by another" if taken is False else "no room in the lease table"
-                raise LockTimeout(
-                    f"lock {key_text(self._name[2:])!r:.80}: granted within {self._timeout} seconds wanted,"
-                    f" {state} found"
-                )
-            if taken is False:
-                self._engine._lease_wait(self._name, min(left, _POLL))
-            else:  # any lease may be the one that makes room
-                time.sleep(min(left, 0.01))
-
-    def __exit__(self, *exc: object) -> None:
-        if not self._held:
-            return
-        mine = [held for held in self._held if held.thread == threading.get_ident()]
-        held = (mine or self._held)[-1]
-        self._held.remove(held)
-        if held.pid == os.getpid():
-            self._engine._lease_release(self._name, held.owner)
-
-    def extend(self, lease: float | None = None) -> bool:
-        """Let the lock end `lease` seconds (None: as at first) from now: True, or False if it is lost."""
-        seconds = self._lease if lease is None else _seconds("lease", lease, 1)
-        held = self._held[-1] if self._held else None
-        if held is None or held.pid != os.getpid():
-            return False
-        return self._engine._lease_extend(self._name, held.owner, seconds)
-
-    @property
-    def token(self) -> int | None:
-        """Fencing token: grows with every grant, so that a store can refuse a late holder. None: not
-        entered."""
-        return self._held[-1].fence if self._held else None
-
-    def __repr__(self) -> str:
-        return f"<Lock {key_text(self._name[2:])!r:.80} token={self.token}>"

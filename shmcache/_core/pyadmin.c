@@ -476,8 +476,11 @@ static PyObject *table_lease_take(PyObject *o, args_t args, Py_ssize_t nargs)
 {
     table_obj *self = (table_obj *)o;
     u64 hash, ms, owner = 0, fence = 0;
-    if (nargs != 2)
-        return PyErr_Format(PyExc_TypeError, "_lease_take() takes 2 arguments (%zd given)", nargs);
+    if (nargs != 2 && nargs != 3)
+        return PyErr_Format(PyExc_TypeError, "_lease_take() takes 2 or 3 arguments (%zd given)", nargs);
+    PyObject *owners = nargs == 3 && args[2] != Py_None ? args[2] : NULL;
+    if (owners != NULL && !PyList_Check(owners))
+        return PyErr_Format(PyExc_TypeError, "owners: list wanted, %R found", (PyObject *)Py_TYPE(owners));
     if (lease_ms(args[1], &ms) != 0 || lease_name(self, args[0], &hash) != 0)
         return NULL;
     int rc;
@@ -486,6 +489,8 @@ static PyObject *table_lease_take(PyObject *o, args_t args, Py_ssize_t nargs)
     PyObject *r;
     if (rc == SC_OK) {
         r = Py_BuildValue("(KK)", (unsigned long long)owner, (unsigned long long)fence);
+        if (r != NULL && owners != NULL && PyList_Append(owners, PyTuple_GetItem(r, 0)) != 0) /* no signal comes between */
+            Py_CLEAR(r);
     } else if (rc == SC_EXISTS) {
         r = Py_NewRef(Py_False);
     } else if (rc == SC_LEASES_FULL) {

@@ -125,9 +125,13 @@ class MemcachedCounters(MemcachedItems):
 
     # -- leases --
 
-    def _lease_take(self, name: bytes, lease: float) -> tuple[int, int] | bool | None:
+    def _lease_take(
+        self, name: bytes, lease: float, owners: list[int] | None = None
+    ) -> tuple[int, int] | bool | None:
         key = self._keys.lease(name)
         owner = secrets.randbits(NONCE_BITS) + 1
+        if owners is not None:
+            owners.append(owner)
         text = b"%d" % owner
         added, fence, seen = self._ask(
             key,

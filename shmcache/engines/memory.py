@@ -453,7 +453,9 @@ class MemoryEngine(Engine):
             self._counts["sets"] += 1
             return True
 
-    def _lease_take(self, name: bytes, lease: float) -> tuple[int, int] | bool | None:
+    def _lease_take(
+        self, name: bytes, lease: float, owners: list[int] | None = None
+    ) -> tuple[int, int] | bool | None:
         with _lock:
             now = self._now()
             held = self._leases.get(name)
@@ -464,6 +466,8 @@ class MemoryEngine(Engine):
                 if len(self._leases) >= self._max_leases:
                     return None
             self._fence += 1
+            if owners is not None:
+                owners.append(self._fence)
             self._leases[name] = self._fence, int(self._deadline(now, lease))
             return self._fence, self._fence
 

@@ -397,8 +397,12 @@ class RedisItems(Engine):
         stored = wire.grace_head(grace) + self._encode(value)
         return self._store(_set(name, stored, str(math.ceil((ttl + grace) * 1000 - 1e-6))))
 
-    def _lease_take(self, name: bytes, lease: float) -> tuple[int, int] | bool | None:
+    def _lease_take(
+        self, name: bytes, lease: float, owners: list[int] | None = None
+    ) -> tuple[int, int] | bool | None:
         owner = int.from_bytes(os.urandom(8), "little") >> 1
+        if owners is not None:
+            owners.append(owner)
         fence = self._run_script(wire.LEASE_TAKE, self._keys.lease(name), owner, math.ceil(lease * 1000))
         return False if fence is None else (owner, int(fence))
 

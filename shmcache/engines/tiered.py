@@ -93,7 +93,7 @@ class TieredEngine(FarItems):
         self.capabilities = l2.capabilities  # the lifetimes that L1 has to keep it was asked for above
         self.default_ttl = l2.default_ttl if default_ttl is None else lifetime(default_ttl)
         self.max_value = max_value
-        self._miss = on_down == "miss"
+        self._miss = on_down == "miss" or l2._miss
         both = f"{self.engine_id} {l2.engine_id} {l2.url}".encode()
         self._head = b"\xffT" + hashlib.blake2b(both, digest_size=8).hexdigest().encode()
         self._near = Near(l1, self._head, l1_ttl)

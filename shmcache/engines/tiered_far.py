@@ -75,8 +75,10 @@ class FarItems(Engine):
         """L2's answer. What the command changes, copies show within l1_ttl."""
         return self._l2.raw(command, *args)
 
-    def _lease_take(self, name: bytes, lease: float) -> tuple[int, int] | bool | None:
-        return self._l2._lease_take(name, lease)
+    def _lease_take(
+        self, name: bytes, lease: float, owners: list[int] | None = None
+    ) -> tuple[int, int] | bool | None:
+        return self._l2._lease_take(name, lease, owners)
 
     def _lease_extend(self, name: bytes, owner: int, lease: float) -> bool:
         return self._l2._lease_extend(name, owner, lease)

@@ -9,6 +9,7 @@ import functools
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from .. import errors
+from .. import errors, lock, recipes
 from ..engine import Capability, Engine
 
-__all__ = ["Harness", "in_processes", "in_threads", "needs"]
+__all__ = ["Harness", "in_processes", "in_threads", "interrupted", "needs"]
 
 _PROBES: dict[Capability, Callable[[Engine], Any]] = {
     Capability.EXPIRE: lambda e: e.set("k", 1, 5),
@@ -117,6 +118,42 @@ def in_processes(count: int, work: Callable[[int], Any], limit: int = 60) -> lis
         (results if good else failures).append(found)
     assert not failures, failures
     return results
+
+
+def interrupted(call: Callable[[], Any], at: int) -> bool:
+    """Run `call`, with a KeyboardInterrupt at the `at`-th line of lock.py, recipes.py or a `_lease_` primitive, or
+    the `at`-th end of such a primitive, whose answer is lost; whether it came so far."""
+    left = at
+
+    def count() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+
+    def trace(frame: Any, event: str, arg: Any) -> Any:
+        primitive = frame.f_code.co_name.startswith("_lease_")
+        if not primitive and frame.f_code.co_filename not in (lock.__file__, recipes.__file__):
+            return None
+        if event == "line" or (event == "return" and primitive):
+            count()
+        return trace
+
+    def profile(frame: Any, event: str, arg: Any) -> None:
+        if event == "c_return" and arg.__name__.startswith("_lease_"):
+            count()
+
+    before = sys.gettrace(), sys.getprofile()
+    sys.settrace(trace)
+    sys.setprofile(profile)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.setprofile(before[1])
+        sys.settrace(before[0])
+    return False
 
 
 class Harness:

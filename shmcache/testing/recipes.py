@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import os
 import threading
@@ -13,8 +14,9 @@ from typing import Any
 import pytest
 
 from .. import errors
+from ..arguments import check_key
 from ..engine import MISS, Capability, Engine
-from .harness import Harness, in_processes, in_threads, needs
+from .harness import Harness, in_processes, in_threads, interrupted, needs
 
 __all__ = ["RecipeTests"]
 
@@ -105,6 +107,18 @@ class RecipeTests(Harness):
 
         assert engine.get_or_set("k", slow, lease=self.life) == "old"
         assert engine.get("k") == "new"
+
+    @needs(Capability.LOCK)
+    def test_fill_interrupted(self, engine: Engine) -> None:
+        """KeyboardInterrupt at whatever line of a fill leaves no lease behind."""
+        for at in itertools.count(1):
+            if not interrupted(lambda at=at: engine.get_or_set(f"k{at}", lambda: 1), at):  # type: ignore[misc]
+                break
+            home, key = engine._resolve(f"k{at}".encode())
+            taken = home._lease_take(b"F:" + check_key(key), 1.0)
+            assert isinstance(taken, tuple), at
+            home._lease_release(b"F:" + check_key(key), taken[0])
+        assert at > 20
 
     @needs(Capability.LOCK)
     def test_nested(self, engine: Engine) -> None:
@@ -266,6 +280,19 @@ class RecipeTests(Harness):
         new.__exit__(None, None, None)
         with engine.lock("name", timeout=0):
             pass
+
+    @needs(Capability.LOCK)
+    def test_lock_interrupted(self, engine: Engine) -> None:
+        """KeyboardInterrupt at whatever line of entering a lock leaves it free."""
+        lock = engine.lock("name")
+        for at in itertools.count(1):
+            if not interrupted(lock.__enter__, at):
+                break
+            assert lock.token is None
+            with engine.lock("name", timeout=0):
+                pass
+        assert at > 10
+        lock.__exit__(None, None, None)
 
     @needs(Capability.LOCK)
     def test_lock_and_fork(self, engine: Engine) -> None:
