@@ -9,6 +9,15 @@ To write an engine: derive from Engine, set OPTIONS, `capabilities`, `url`, `eng
 capabilities ask for: CAS `gets` `cas`; TOUCH `touch`; TTL `ttl`; COUNTER `incr`; APPEND `append` `prepend`;
 ITERATE `_n_groups` `_scan_keys` `_peek`; LOCK `_lease_*`; GRACE `_get_grace` `_set_grace`. `shmcache.testing`
 checks the result. An unclaimed one raises NotSupported.
+
+An engine that a tiered one may stand before, and that can tell a value and its lifetime in one step, also has
+
+    _get_left(key) -> tuple[Any, float] | None      the value and the seconds it surely has left (math.inf: it
+                                                    never expires), both of one moment; None if absent
+    _get_left_many(keys) -> dict[Key, tuple[Any, float]]    the hits so, under the keys as given
+
+which count and fail as `get` and `get_many` do. Without the first a tiered engine asks for the lifetime after
+the value; without the second it copies nothing that a get_many finds.
 """
 
 from __future__ import annotations

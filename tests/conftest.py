@@ -38,8 +38,9 @@ class Form:
     """One engine in one configuration."""
 
     id: str
-    url: str  # {name}: unique per engine; {server}: from the server's fixture
+    url: str  # {name}: unique per engine; {server}: from the server's fixture; {l1}, {l2}: ids of `tiers`
     options: dict[str, Any] = field(default_factory=dict)
+    tiers: tuple[str, ...] = ()  # URLs like `url`, opened before it
     server: str = ""
     frozen: bool = True
     life: float = 10.0
@@ -52,7 +53,13 @@ class Form:
 
 CHECKED = ("posix", "sysv", "anon", "memory")
 SMALL = {"size": "4M"}
-SLOW = {"frozen": False, "life": 2.0, "slack": 1.1}
+ON_MEMCACHED: dict[str, Any] = {"server": "memcached_server", "frozen": False, "life": 2.0, "slack": 1.1}
+ON_REDIS: dict[str, Any] = {"server": "redis_server", "frozen": False, "life": 1.0, "slack": 0.05}
+PATIENT = "?health=no&timeout=10&connect_timeout=10"
+MEMCACHED = "memcached:{name}://{server}/" + PATIENT
+REDIS = "redis:{name}://{server}/0" + PATIENT
+NEAR = "posix:///{name}?size=1M"
+TIERED = "tiered:{name}://?l1={l1}&l2={l2}"
 FORMS = [
     Form("memory", "memory:{name}://"),
     *(
@@ -60,10 +67,13 @@ FORMS = [
         for scheme, url in (("posix", "posix:///{name}"), ("sysv", "sysv:///{name}"), ("anon", "anon:{name}://"))
         for guard in ("fast", "semaphore")
     ),
-    Form("memcached", "memcached:{name}://{server}/", {"health": "no"}, server="memcached_server",
-         small_option="max_item", **SLOW),
-    Form("redis", "redis:{name}://{server}/0", {"health": "no"}, server="redis_server", **SLOW),
-    Form("tiered", "tiered:{name}://?l1={l1}&l2={l2}"),
+    Form("memcached", MEMCACHED, small_option="max_item", **ON_MEMCACHED),
+    Form("redis", REDIS, **ON_REDIS),
+    Form("redis+cluster", "redis+cluster:{name}://{server}/" + PATIENT + "&prefix={name}*%5B",
+         **{**ON_REDIS, "server": "redis_cluster_server"}),
+    Form("tiered", TIERED, tiers=("memory:{name}-l1://", "memory:{name}-l2://")),
+    Form("tiered:memcached", TIERED, tiers=(NEAR, MEMCACHED), **ON_MEMCACHED),
+    Form("tiered:redis", TIERED + "&l1_ttl=2", tiers=(NEAR, REDIS + "&prefix={name}:"), **ON_REDIS),
 ]  # fmt: skip
 
 _serial = itertools.count()
@@ -116,10 +126,9 @@ def make_engine(form: Form, request: pytest.FixtureRequest) -> Iterator[Callable
     def make(**options: Any) -> shmcache.Engine:
         name = new_name()
         tiers = {}
-        if "{l1}" in form.url:
-            for tier in ("l1", "l2"):
-                engines.append(shmcache.open(f"memory:{name}-{tier}://"))
-                tiers[tier] = engines[-1].engine_id
+        for tier, url in zip(("l1", "l2"), form.tiers, strict=False):
+            engines.append(shmcache.open(url.format(name=name, server=server)))
+            tiers[tier] = engines[-1].engine_id
         engine = shmcache.open(
             form.url.format(name=name, server=server, **tiers), **{**form.options, **options}
         )

@@ -267,22 +267,3 @@ def run(engine: Any, frozen: bool) -> None:
 def test_differential(form, make_engine):
     """Every answer of an engine is the reference's."""
     run(make_engine(), form.frozen)
-
-
-def test_differential_cluster(redis_cluster_server, unique_name):
-    """Every answer of a Redis cluster is the reference's."""
-    with shmcache.open(f"redis+cluster:{unique_name()}://{redis_cluster_server}/?health=no") as engine:
-        run(engine, False)
-        engine.clear()
-
-
-def test_differential_tiered_over_redis(redis_server, unique_name):
-    """Every answer of memory in front of Redis is the reference's."""
-    name = unique_name()
-    with (
-        shmcache.open(f"memory:{name}://") as near,
-        shmcache.open(f"redis:{name}://{redis_server}/0?health=no&prefix={name}:") as far,
-        shmcache.open(f"tiered:{name}://", l1=near, l2=far) as engine,
-    ):
-        run(engine, False)
-        engine.clear()

@@ -27,7 +27,7 @@ from shmcache import (
 )
 from shmcache.codec import get_codec
 from shmcache.engines import redis_wire as wire
-from shmcache.testing import EngineConformance, in_processes, in_threads
+from shmcache.testing import in_processes, in_threads
 
 _serial = itertools.count()
 
@@ -64,28 +64,6 @@ def cluster(redis_cluster_server):
     with shmcache.open(url, health="no", prefix=f"{number}:") as engine:
         yield engine
         engine.clear()
-
-
-class TestCluster(EngineConformance):
-    """The contract on a cluster of three."""
-
-    frozen, life, slack = False, 1.0, 0.05
-
-    @pytest.fixture
-    def make_engine(self, redis_cluster_server):
-        engines = []
-
-        def make(**options):
-            number = next(_serial)
-            url = f"redis+cluster:{os.getpid()}-{number}://{redis_cluster_server}/?health=no"
-            engines.append(shmcache.open(url, prefix=f"c{number}*[", **options))
-            return engines[-1]
-
-        yield make
-        for engine in engines:
-            if not engine._closed:
-                engine.clear()
-                engine.close()
 
 
 def stored(engine, key):

@@ -17,7 +17,7 @@ import shmcache
 from shmcache import MISS, EngineDown
 from shmcache.engines.memory import MemoryEngine
 from shmcache.engines.tiered_near import DIRECT, MARK
-from shmcache.testing import EngineConformance, in_processes, in_threads
+from shmcache.testing import in_processes, in_threads
 
 from .tiered_help import Far, OneStep, Setup
 
@@ -33,30 +33,6 @@ def setup(request):
 @pytest.fixture
 def unique():
     return f"{os.getpid()}-{next(_serial)}"
-
-
-class TestOverRedis(EngineConformance):
-    """The contract on memory in front of redis."""
-
-    frozen, life, slack = False, 1.0, 0.05
-
-    @pytest.fixture
-    def make_engine(self, redis_server):
-        engines = []
-
-        def make(**options):
-            name = f"{os.getpid()}-{next(_serial)}"
-            engines.append(shmcache.open(f"memory:{name}://"))
-            engines.append(shmcache.open(f"redis:{name}://{redis_server}/0?health=no&prefix=t{name}:"))
-            tiers = {"l1": f"memory:{name}", "l2": f"redis:{name}"}
-            engines.append(shmcache.open(f"tiered:{name}://?l1_ttl=2", **tiers, **options))
-            return engines[-1]
-
-        yield make
-        for engine in reversed(engines):
-            if not engine._closed:
-                engine.clear()
-                engine.close()
 
 
 # -- copies --------------------------------------------------------------------------------------------------

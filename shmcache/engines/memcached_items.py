@@ -189,11 +189,26 @@ class MemcachedItems(Engine):
     def get_many(self, keys: Iterable[Key]) -> dict[Key, Any]:
         """The hits as a dict under the keys as given; one exchange per server and 100 keys. EngineDown if a
         server did not answer, unless on_down=miss."""
+        return {key: self._value(item) for key, item in self._get_items(keys)}
+
+    def _get_left(self, key: Key) -> tuple[Any, float] | None:
+        """`(value, seconds it has at least)`, both of one moment; None if absent. Counts as `get`."""
+        try:
+            item = self._get(key, b" v f t")
+        except EngineDown as error:
+            self._missed(error, None)
+            return None
+        return None if item is None else (self._value(item), wire.seconds_left(item))
+
+    def _get_left_many(self, keys: Iterable[Key]) -> dict[Key, tuple[Any, float]]:
+        """The hits as `_get_left` gives them, under the keys as given."""
+        return {key: (self._value(item), wire.seconds_left(item)) for key, item in self._get_items(keys)}
+
+    def _get_items(self, keys: Iterable[Key]) -> Iterator[tuple[Key, Item]]:
         wanted = [(key, data, *self._keys.wire(data)) for key, data in [(k, check_key(k)) for k in keys]]
         answers = self._ask_many(
             [(name, (b"mg " + name + b" v f t",)) for _, _, name, _ in wanted], again=True
         )
-        found: dict[Key, Any] = {}
         for (key, data, _, with_key), replies in zip(wanted, answers, strict=True):
             if isinstance(replies, EngineDown):
                 self._missed(replies, None)
@@ -201,8 +216,7 @@ class MemcachedItems(Engine):
             item = self._live(self._item(replies[0], data, with_key))
             self._count("misses" if item is None else "hits")
             if item is not None:
-                found[key] = self._value(item)
-        return found
+                yield key, item
 
     # -- storing --
 

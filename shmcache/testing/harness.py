@@ -121,8 +121,8 @@ def in_processes(count: int, work: Callable[[int], Any], limit: int = 60) -> lis
 
 
 def interrupted(call: Callable[[], Any], at: int) -> bool:
-    """Run `call`, with a KeyboardInterrupt at the `at`-th line of lock.py, recipes.py or a `_lease_` primitive, or
-    the `at`-th end of such a primitive, whose answer is lost; whether it came so far."""
+    """Run `call`, with a KeyboardInterrupt at the `at`-th line of lock.py or recipes.py, or the end of a `_lease_`
+    primitive, whose answer is then lost; whether it came so far."""
     left = at
 
     def count() -> None:
@@ -132,10 +132,13 @@ def interrupted(call: Callable[[], Any], at: int) -> bool:
             raise KeyboardInterrupt
 
     def trace(frame: Any, event: str, arg: Any) -> Any:
-        primitive = frame.f_code.co_name.startswith("_lease_")
-        if not primitive and frame.f_code.co_filename not in (lock.__file__, recipes.__file__):
+        if frame.f_code.co_name.startswith("_lease_"):
+            wanted = "return"
+        elif frame.f_code.co_filename in (lock.__file__, recipes.__file__):
+            wanted = "line"
+        else:
             return None
-        if event == "line" or (event == "return" and primitive):
+        if event == wanted:
             count()
         return trace
 
