@@ -28,6 +28,8 @@ pytest.register_assert_rewrite("shmcache.testing")
 import shmcache  # noqa: E402
 from shmcache import registry  # noqa: E402
 
+from .clock_help import Clock  # noqa: E402
+
 _servers = Path(__file__).parent / "servers" / "fixtures.py"
 if _servers.exists():  # its fixtures become ours
     globals().update({k: v for k, v in runpy.run_path(str(_servers)).items() if not k.startswith("_")})
@@ -94,6 +96,12 @@ def new_name() -> str:
 @pytest.fixture
 def unique_name() -> Callable[[], str]:
     return new_name
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Seconds for an engine that takes a clock."""
+    return Clock()
 
 
 @pytest.fixture(params=FORMS, ids=str)

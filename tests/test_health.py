@@ -7,13 +7,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from servers import fake
 
-import shmcache
 from shmcache import EngineDown, LockTimeout, NoSpace, ShmCacheError, health
 from shmcache.engines.memcached import MemcachedEngine
 from shmcache.engines.memory import MemoryEngine
@@ -21,24 +20,10 @@ from shmcache.health import DOWN, OFF, UP, Health, Record
 from shmcache.testing import in_processes, in_threads
 from shmcache.url import Host
 
+from .clock_help import Clock
+
 HOST = Host("10.0.0.1", 11211)
 BOOM = ConnectionRefusedError(111, "refused")
-_serial = itertools.count()
-
-
-class Clock:
-    """Seconds that pass when told so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
@@ -50,34 +35,6 @@ def store() -> MemoryEngine:
 def make(store: MemoryEngine, clock: Clock) -> Callable[..., Health]:
     """Makes tables over one store, as several workers have them."""
     return lambda **options: Health(store, scheme="memcached", servers=(HOST,), clock=clock, **options)
-
-
-@pytest.fixture
-def open_memcached() -> Iterator[Callable[..., MemcachedEngine]]:
-    """Opens engines, each process for itself unless told otherwise."""
-    engines: list[MemcachedEngine] = []
-
-    def open_engine(address: object, **options: Any) -> MemcachedEngine:
-        engine = shmcache.open(
-            f"memcached:h{os.getpid()}-{next(_serial)}://{address}/", **({"health": "no"} | options)
-        )
-        assert isinstance(engine, MemcachedEngine)
-        engines.append(engine)
-        return engine
-
-    yield open_engine
-    for engine in engines:
-        engine.close()
-
-
-@pytest.fixture
-def segment(unique_name: Callable[[], str]) -> Iterator[str]:
-    """The URL of a store in shared memory."""
-    url = f"posix:///{unique_name()}?size=1M"
-    yield url
-    engine = shmcache.open(url)
-    engine.unlink()
-    engine.close()
 
 
 def answering() -> None:
@@ -369,12 +326,12 @@ def test_option() -> None:
 
 
 def test_four_workers(
-    start_memcached: Any, segment: str, open_memcached: Callable[..., MemcachedEngine]
+    start_memcached: Any, health_url: str, open_memcached: Callable[..., MemcachedEngine]
 ) -> None:
     """Four workers and a server that hangs for 4 s, with an interval of 1 s: it is found dead once, asked once per
     interval by all of them together, and then used again by all."""
     server = start_memcached()
-    options = {"health": segment, "retry_interval": 1.0, "timeout": 1.0, "connect_timeout": 1.0}
+    options = {"health": health_url, "retry_interval": 1.0, "timeout": 1.0, "connect_timeout": 1.0}
     with fake.Proxy(server.host, server.port) as proxy:
         engine = open_memcached(proxy, **options)
         engine.set("k", "there")
@@ -408,24 +365,24 @@ def test_four_workers(
         assert proxy.accepted <= 4 + record.probes + 4
 
 
-def test_health_in_shared_memory(segment: str) -> None:
+def test_health_in_shared_memory(health_url: str) -> None:
     """A change by one process is seen by the next call of another."""
-    table = Health(segment, scheme="memcached", servers=(HOST,))
+    table = Health(health_url, scheme="memcached", servers=(HOST,))
     assert table.shared
 
     def child(i: int) -> str:
-        fail(Health(segment, scheme="memcached"))
+        fail(Health(health_url, scheme="memcached"))
         return table.status(HOST).status
 
     assert in_processes(1, child) == [DOWN]
     with pytest.raises(EngineDown):
         table.admit(HOST, never)
-    assert [row["status"] for row in health.snapshot(segment)] == [DOWN]
+    assert [row["status"] for row in health.snapshot(health_url)] == [DOWN]
 
 
-def test_killed_worker(segment: str) -> None:
+def test_killed_worker(health_url: str) -> None:
     """A worker killed in its probe leaves a table that the others go on with."""
-    table = Health(segment, scheme="memcached", retry_interval=0.05)
+    table = Health(health_url, scheme="memcached", retry_interval=0.05)
     fail(table)
     time.sleep(0.06)
 

@@ -17,22 +17,9 @@ from shmcache.engines.memory import MemoryEngine
 from shmcache.kamailio import Module
 from shmcache.testing import in_processes
 
+from .clock_help import Clock
+
 _serial = itertools.count()
-
-
-class Clock:
-    """Seconds that pass when told so."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

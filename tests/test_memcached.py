@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
-import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -30,28 +28,7 @@ from shmcache.engines import memcached_wire as wire
 from shmcache.engines.memcached import MemcachedEngine
 from shmcache.testing import in_processes
 
-_serial = itertools.count()
 MAX, MIN = 2**63 - 1, -(2**63)
-
-
-@pytest.fixture
-def open_memcached(memcached_server: Any) -> Iterator[Callable[..., MemcachedEngine]]:
-    """Opens engines with health=no, on the session's server unless told otherwise, which is emptied first."""
-    engines: list[MemcachedEngine] = []
-
-    def open_engine(address: object = None, **options: Any) -> MemcachedEngine:
-        url = (
-            f"memcached:m{os.getpid()}-{next(_serial)}://{memcached_server if address is None else address}/"
-        )
-        engine = shmcache.open(url, **({"health": "no"} | options))
-        assert isinstance(engine, MemcachedEngine)
-        engines.append(engine)
-        return engine
-
-    memcached_server.ask(b"flush_all\r\n")
-    yield open_engine
-    for engine in engines:
-        engine.close()
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +10,6 @@ from typing import Any
 import pytest
 from servers import fake
 
-import shmcache
 from shmcache import MISS, Capability, EngineDown, NotSupported
 from shmcache.engines import memcached_whole
 from shmcache.engines.memcached import MemcachedEngine
@@ -20,38 +17,11 @@ from shmcache.health import UP
 from shmcache.testing import in_processes, in_threads
 from shmcache.url import Host
 
-HOST = Host("10.0.0.1", 11211)
-PATIENT = {"timeout": 5.0, "connect_timeout": 5.0, "health": "no"}
-BOOM = ConnectionRefusedError(111, "refused")
-_serial = itertools.count()
-
 
 @pytest.fixture
-def open_memcached() -> Iterator[Callable[..., MemcachedEngine]]:
-    """Opens engines that wait 5 s for an answer, each process for itself unless told otherwise."""
-    engines: list[MemcachedEngine] = []
-
-    def open_engine(address: object, **options: Any) -> MemcachedEngine:
-        engine = shmcache.open(
-            f"memcached:h{os.getpid()}-{next(_serial)}://{address}/", **(PATIENT | options)
-        )
-        assert isinstance(engine, MemcachedEngine)
-        engines.append(engine)
-        return engine
-
-    yield open_engine
-    for engine in engines:
-        engine.close()
-
-
-@pytest.fixture
-def segment(unique_name: Callable[[], str]) -> Iterator[str]:
-    """The URL of a store in shared memory."""
-    url = f"posix:///{unique_name()}?size=1M"
-    yield url
-    engine = shmcache.open(url)
-    engine.unlink()
-    engine.close()
+def memcached_options() -> dict[str, Any]:
+    """Engines wait 5 s for an answer."""
+    return {"timeout": 5.0, "connect_timeout": 5.0}
 
 
 # -- faults of a server, as the engine meets them --
@@ -342,11 +312,11 @@ def test_flush_on_rejoin(start_memcached: Any, open_memcached: Callable[..., Mem
 
 
 def test_set_server_of_an_engine(
-    start_memcached: Any, open_memcached: Callable[..., MemcachedEngine], segment: str
+    start_memcached: Any, open_memcached: Callable[..., MemcachedEngine], health_url: str
 ) -> None:
     """set_server takes a server out for every process, by its name as in the URL."""
     server = start_memcached()
-    engine = open_memcached(server, health=segment)
+    engine = open_memcached(server, health=health_url)
     engine.set("k", 1)
     assert in_processes(1, lambda i: engine.set_server(str(server), False)) == [True]
     with pytest.raises(EngineDown, match="turned off"):

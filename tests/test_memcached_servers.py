@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,26 +20,6 @@ from shmcache.testing import in_processes, in_threads
 
 _serial = itertools.count()
 MAX, MIN = 2**63 - 1, -(2**63)
-
-
-@pytest.fixture
-def open_memcached(memcached_server: Any) -> Iterator[Callable[..., MemcachedEngine]]:
-    """Opens engines with health=no, on the session's server unless told otherwise, which is emptied first."""
-    engines: list[MemcachedEngine] = []
-
-    def open_engine(address: object = None, **options: Any) -> MemcachedEngine:
-        url = (
-            f"memcached:m{os.getpid()}-{next(_serial)}://{memcached_server if address is None else address}/"
-        )
-        engine = shmcache.open(url, **({"health": "no"} | options))
-        assert isinstance(engine, MemcachedEngine)
-        engines.append(engine)
-        return engine
-
-    memcached_server.ask(b"flush_all\r\n")
-    yield open_engine
-    for engine in engines:
-        engine.close()
 
 
 @pytest.fixture

@@ -36,18 +36,6 @@ _serial = itertools.count()
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
-class Clock:
-    now = 1000.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture(params=["memory", "redis", "tiered"])
 def engine(request, clock):
     """An engine under an engine_id; those with a clock of ours have `clock`."""

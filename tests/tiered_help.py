@@ -8,13 +8,7 @@ from shmcache import MISS, EngineDown, Url
 from shmcache.engines.memory import MemoryEngine
 from shmcache.engines.tiered import TieredEngine
 
-
-class Clock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
+from .clock_help import Clock
 
 
 class Far(MemoryEngine):
