@@ -432,7 +432,8 @@ class Engine:
         Args: lease: seconds after which a filler that has not finished is given up and the next waiter fills.
         grace: seconds the item stays beyond ttl; who meets it then gets it at once while one caller refills.
         Raises: what factory raises (the next waiter then fills) and what `set` raises (the computed value is
-        lost). With the lease table full, factory is called without a lease.
+        lost). With the lease table full, or with on_down=miss and the server down, factory is called without a
+        lease, by every caller.
         """
         from .recipes import get_or_set
 

@@ -51,6 +51,10 @@ OFF: Final = "off"
 
 RETRY_INTERVAL: Final = 15.0
 """Seconds between two probes of a server that is down: the default of PECL memcache."""
+NOW: Final = -1.0
+"""`tried` of a server that an operator wants to be probed at once."""
+DUE: Final = "put back in: the next call asks it"
+"""`error` of such a server."""
 KEYS: Final = "health "
 """Start of the records' keys, followed by scheme and host: the store may hold other items."""
 SPREAD: Final = 0.1
@@ -219,12 +223,16 @@ class Health:
             return ticket
         if record.status == DOWN and self._due(record):
             mine = record._replace(tried=self._clock(), spread=_spread(), probes=record.probes + 1)
+            if mine.error == DUE:
+                mine = mine._replace(error="")
             if self._write(host, ticket, mine):
                 error = probe()
                 return self._probed(host, mine, error)
         raise EngineDown(self._why(host, record))
 
     def _due(self, record: Record) -> bool:
+        if record.tried == NOW:
+            return True
         if self._interval < 0:
             return False
         return not 0 <= self._clock() - record.tried < self._interval * record.spread
@@ -261,21 +269,27 @@ class Health:
 
     # -- for operators --
 
-    def set_server(self, host: Host, status: bool) -> bool:
+    def set_server(self, host: Host, status: bool, *, probe: bool = False) -> bool:
         """Take a server out for all workers (False: off, nobody asks or probes it) or put it back in (True: up).
 
+        Args: probe: with True, let the next call of any worker ask the server first, whatever its retry_interval,
+        and empty it where that engine has flush_on_rejoin: until then it is down. For who has no engine.
         Returns: whether that was a change. Raises: LockTimeout if the store did not take it.
         """
-        new = UP if status else OFF
         for _ in range(100):
             ticket = self._read(host)
             old = ticket.record
-            if old.status == new:
+            new = OFF if not status else DOWN if probe and old.status != UP else UP
+            if new == old.status != DOWN:
                 return False
-            count = {"ups": old.ups + 1} if status else {"offs": old.offs + 1}
-            record = old._replace(status=new, since=time.time(), error="", **count)
+            record = old._replace(status=new, error="")
+            if new == DOWN:
+                record = record._replace(error=DUE, tried=NOW)
+            if new != old.status:
+                record = record._replace(since=time.time(), **{f"{new}s": getattr(old, f"{new}s") + 1})
             if self._write(host, ticket, record):
-                self._changed(host, old, new, None)
+                if new != old.status:
+                    self._changed(host, old, new, None)
                 return True
         raise LockTimeout(f"set_server {host}: state {new!r} wanted, {old.status!r} found after 100 attempts")
 
@@ -291,7 +305,7 @@ class Health:
 
     def _changed(self, host: Host, old: Record, new: str, error: BaseException | None) -> None:
         if new == DOWN:
-            detail = f": {_text(error) if error else 'no answer'}"
+            detail = f": {_text(error) if error else DUE}"
         else:
             detail = f" after {max(time.time() - old.since, 0):.1f} s" if old.since else ""
         _log.warning("%s server %s: %s -> %s%s", self._scheme, host, old.status, new, detail)
@@ -336,7 +350,7 @@ def _row(server: str, record: Record, now: float) -> dict[str, Any]:
         "server": server,
         **row,
         "changes": record.changes,
-        "tried_ago": max(now - tried, 0.0) if tried else None,
+        "tried_ago": max(now - tried, 0.0) if tried > 0 else None,
     }
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from servers import fake
 
 from shmcache import EngineDown, LockTimeout, NoSpace, ShmCacheError, health
 from shmcache.engines.memcached import MemcachedEngine
@@ -328,41 +327,41 @@ def test_option() -> None:
 def test_four_workers(
     start_memcached: Any, health_url: str, open_memcached: Callable[..., MemcachedEngine]
 ) -> None:
-    """Four workers and a server that hangs for 4 s, with an interval of 1 s: it is found dead once, asked once per
-    interval by all of them together, and then used again by all."""
+    """Four workers and a server stopped for 10 s, with an interval of 2 s: it is found dead once, probed once per
+    interval by all of them together, no call waits for it to go on, and then all use it again."""
     server = start_memcached()
-    options = {"health": health_url, "retry_interval": 1.0, "timeout": 1.0, "connect_timeout": 1.0}
-    with fake.Proxy(server.host, server.port) as proxy:
-        engine = open_memcached(proxy, **options)
-        engine.set("k", "there")
-        engine.close()
-        proxy.drop_all()
-        start = time.monotonic()
+    options = {"health": health_url, "retry_interval": 2.0, "timeout": 1.0, "connect_timeout": 1.0}
+    engine = open_memcached(server, **options)
+    engine.set("k", "there")
+    start, stopped, window = time.monotonic() + 0.5, 10.0, 3.0
 
-        def work(i: int) -> tuple[int, int]:
-            mine = open_memcached(proxy, **options)
-            answered = down = 0
-            while time.monotonic() < start + 7.0:
-                try:
-                    answered += mine.get("k") == "there"
-                except EngineDown:
-                    down += 1
-                time.sleep(0.002)
-            return answered, down
+    def work(i: int) -> tuple[int, set[int], int]:
+        mine, probes = open_memcached(server, **options), []
+        ask = mine._probe
+        mine._probe = lambda *args: probes.append(1) or ask(*args)  # type: ignore[func-returns-value,method-assign]
+        answered, downs = 0, set[int]()
+        while not answered and time.monotonic() < start + 60.0:
+            try:
+                answered += mine.get("k") == "there" and time.monotonic() > start + stopped
+            except EngineDown:
+                downs.add(int((time.monotonic() - start) // window))
+            time.sleep(0.005)
+        return answered, downs, len(probes)
 
-        proxy.mode, proxy.accepted = "hang", 0
-        healer = threading.Timer(4.0, setattr, (proxy, "mode", "pass"))
-        healer.start()
-        try:
-            results = in_processes(4, work)
-        finally:
-            healer.join()
-        record = engine.health.status(Host(proxy.host, proxy.port))
-        assert (record.status, record.downs, record.ups) == (UP, 1, 1)
-        assert 1 <= record.probes <= 7.0 / 1.0
-        assert all(answered > 0 and down > 100 for answered, down in results)
-        # up to 4 that found it dead, one a probe, and one for each worker afterwards
-        assert proxy.accepted <= 4 + record.probes + 4
+    timers = [threading.Timer(0.5, server.pause), threading.Timer(0.5 + stopped, server.resume)]
+    for timer in timers:
+        timer.start()
+    try:
+        results = in_processes(4, work, limit=120)
+    finally:
+        for timer in timers:
+            timer.join()
+    record = engine.health.status(Host(server.host, server.port))
+    assert (record.status, record.downs, record.ups) == (UP, 1, 1)
+    assert record.probes == sum(probes for _, _, probes in results)
+    assert 3 <= record.probes <= 1 + stopped / 2.0
+    assert [answered for answered, _, _ in results] == [1] * 4
+    assert all(downs >= {0, 1, 2} for _, downs, _ in results)
 
 
 def test_health_in_shared_memory(health_url: str) -> None:

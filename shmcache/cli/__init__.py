@@ -2,13 +2,13 @@
 
 import logging
 
-from . import dump, items, look, manage, manual, reports, snapshots, spread, top
+from . import dump, items, look, manage, manual, reports, servers, snapshots, spread, top
 from .app import app
 
-__all__ = ["app", "dump", "items", "look", "main", "manage", "manual", "reports", "snapshots", "spread", "top"]
+__all__ = ["app", "dump", "items", "look", "main", "manage", "manual", "reports", "servers", "snapshots", "spread", "top"]
 
 ORDER = [
-    *("ls", "info", "stats", "dump", "guards", "check", "top", "distribution", "bigkeys", "report"),
+    *("ls", "info", "stats", "dump", "guards", "check", "top", "distribution", "bigkeys", "report", "health"),
     *("get", "ttl", "set", "delete", "incr", "touch", "clean", "clear", "save", "load", "rm", "gc", "man"),
 ]
 """The order of --help and the manual page: looking first."""
