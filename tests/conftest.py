@@ -28,6 +28,7 @@ pytest.register_assert_rewrite("shmcache.testing")
 import shmcache  # noqa: E402
 from shmcache import registry  # noqa: E402
 
+from . import contract_table  # noqa: E402
 from .clock_help import Clock  # noqa: E402
 
 _servers = Path(__file__).parent / "servers" / "fixtures.py"
@@ -165,6 +166,16 @@ def make_engine(form: Form, request: pytest.FixtureRequest) -> Iterator[Callable
 def engine(make_engine: Callable[..., shmcache.Engine]) -> shmcache.Engine:
     """A new, empty engine of the form, with default options."""
     return make_engine()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--contract-table", action="store_true", help="write the README's table of engines and contract lines"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(contract_table.Plugin(config), "contract-table")
 
 
 LEFT, SEEN = pytest.StashKey[set[str]](), pytest.StashKey[set[str]]()

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 import shmcache
-from shmcache import registry
+from shmcache import Capability, registry
 from shmcache.engines.memory import MemoryEngine
 from shmcache.testing import in_processes, in_threads
 from shmcache.url import Url
@@ -183,3 +183,16 @@ def test_fork_while_opening(monkeypatch, unique_name):
     finally:
         leave.set()
         thread.join()
+
+
+@pytest.mark.parametrize("scheme", ["posix", "sysv", "anon", "memory"])
+def test_what_is_claimed(unique_name, scheme):
+    """Named segments outlive their last process and answer raw commands; anon and memory do not outlive it."""
+    name = unique_name()
+    url = f"{scheme}:{name}:///{name}?size=1M" if scheme in ("posix", "sysv") else f"{scheme}:{name}://"
+    with shmcache.open(url, **({"size": "1M"} if scheme == "anon" else {})) as engine:
+        flags = engine.capabilities & (Capability.RAW | Capability.PERSIST)
+        wanted = {"anon": Capability.RAW, "memory": Capability(0)}.get(scheme, Capability.RAW | Capability.PERSIST)
+        assert flags == wanted
+        if scheme in ("posix", "sysv"):
+            engine.unlink()

@@ -75,7 +75,7 @@ class ShmEngine(_core.Table, Engine):
     capabilities = (
         Capability.EXPIRE | Capability.SUBSECOND | Capability.COUNTER | Capability.ATOMIC_CREATE | Capability.CAS
         | Capability.TTL | Capability.TOUCH | Capability.APPEND | Capability.ITERATE | Capability.LOCK | Capability.GRACE
-        | Capability.SHARED
+        | Capability.SHARED | Capability.RAW
     )  # fmt: skip
 
     _form: str
@@ -89,6 +89,8 @@ class ShmEngine(_core.Table, Engine):
         self = cls()
         self.url, self.engine_id = url, url.engine_id
         self._form = url.scheme
+        if self._form != "anon":
+            self.capabilities |= Capability.PERSIST
         if self._form == "anon":
             if url.hosts or url.path:
                 raise ValueError(f"url anon: no host and no name wanted, {url} found")

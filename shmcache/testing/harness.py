@@ -42,7 +42,7 @@ def needs(*flags: Capability) -> Callable[[Callable[..., None]], Callable[..., N
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(test)
         def run(self: Any, *args: Any, engine: Engine, **kwargs: Any) -> None:
-            missing = [flag for flag in flags if flag not in engine.capabilities]
+            missing = [flag for flag in flags if self.lacks(engine, flag)]
             for flag in missing:
                 with pytest.raises(errors.NotSupported):
                     _PROBES[flag](engine)
@@ -173,6 +173,8 @@ class Harness:
     small_option = "max_value"
     processes = 4
     increments = 2000
+    missing: tuple[Capability, ...] = ()
+    """What the test wanted and the engine does not claim, for who reports of a run."""
 
     @pytest.fixture
     def make_engine(self) -> Callable[..., Engine]:
@@ -181,6 +183,13 @@ class Harness:
     @pytest.fixture
     def engine(self, make_engine: Callable[..., Engine]) -> Engine:
         return self.freeze(make_engine())
+
+    def lacks(self, engine: Engine, flag: Capability) -> bool:
+        """Whether the engine does not claim `flag`, which is then noted in `missing`."""
+        if flag in engine.capabilities:
+            return False
+        self.missing += (flag,)
+        return True
 
     def freeze(self, engine: Engine) -> Engine:
         if self.frozen:

@@ -127,6 +127,13 @@ class LifetimeTests(Harness):
         assert engine.get("k", MISS) is MISS
 
     @needs(Capability.EXPIRE)
+    def test_subsecond(self, engine: Engine) -> None:
+        """With SUBSECOND a lifetime of 50 ms ends after 50 ms; without, it is rounded up to a second."""
+        engine.set("k", 1, 0.05)
+        self.advance(engine, 0.06)
+        assert ("k" in engine) is self.lacks(engine, Capability.SUBSECOND)
+
+    @needs(Capability.EXPIRE)
     def test_expired_is_absent(self, engine: Engine) -> None:
         """An expired item that nobody swept is absent for every call."""
         flags = engine.capabilities

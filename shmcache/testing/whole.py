@@ -185,7 +185,7 @@ class WholeTests(Harness):
 
     def test_raw(self, engine: Engine) -> None:
         """raw raises NotSupported unless the engine claims RAW."""
-        if Capability.RAW not in engine.capabilities:
+        if self.lacks(engine, Capability.RAW):
             with pytest.raises(errors.NotSupported):
                 engine.raw("anything")
 
