@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 from . import inspect
@@ -17,8 +18,9 @@ from .distribution import Survey, survey
 from .inspect import Guard, View
 from .processes import Process, attached, user_name
 
-__all__ = ["Point", "Report", "Warn", "collect", "warnings"]
+__all__ = ["Point", "Report", "Warn", "assemble", "collect", "warnings"]
 
+HOUR: Final = 3600.0
 RATES: Final = ("hits", "misses", "sets", "deletes", "expired", "evicted")
 
 
@@ -74,41 +76,52 @@ def collect(view: View, *, interval: float = 2.0, points: int = 20, sample: int 
     Args: points: parts of the interval with rates of their own. sample: items surveyed, about; None = all. top: length of the
     lists of keys. A copy is not watched.
     """
-    copy = view.found.form == "file"
-    first, start = view.stats(), time.monotonic()
-    series = [] if copy or interval <= 0 else list(_watch(view, first, start, interval, points))
-    stats, seconds = view.stats(), time.monotonic() - start
+    history = [(time.monotonic(), view.stats())]
+    if view.found.form != "file" and interval > 0:
+        step = interval / points
+        for i in range(points):
+            time.sleep(max(history[0][0] + step * (i + 1) - time.monotonic(), step / 2))
+            history.append((time.monotonic(), view.stats()))
+    return assemble(view, history, sample=sample, top=top)
+
+
+def assemble(
+    view: View, history: Sequence[tuple[float, dict[str, int]]], *, sample: int | None = 200_000, top: int = 12,
+    findings: list[dict[str, Any]] | None = None,
+) -> Report:  # fmt: skip
+    """A report from readings of the counters, oldest first, each with its time on the monotonic clock.
+
+    Args: history: at least one reading; the last is what the report shows. findings: those of an audit made before; None = audit
+    now.
+    """
+    (start, first), (end, stats) = history[0], history[-1]
+    seconds = end - start
+    series = [
+        Point(now - start, {n: (after[n] - before[n]) / max(now - then, 1e-6) for n in RATES})
+        for (then, before), (now, after) in pairwise(history)
+    ]
     report = Report(
         name=view.found.name,
         form=view.found.form,
         status=inspect.status(view.found, view),
         owner=user_name(view.found.uid),
         taken=time.time(),
-        seconds=seconds if series else 0.0,
+        seconds=seconds,
         header=view.header,
         settings=inspect.settings(view.header),
         stats=stats,
-        rates={name: (stats[name] - first[name]) / seconds if series else 0.0 for name in RATES},
+        rates={name: (stats[name] - first[name]) / max(seconds, 1e-6) for name in RATES},
         points=series,
         survey=survey(view, top=top, sample=sample),
         shards=view.shards(),
         guards=view.guards(),
-        findings=view.check(),
+        findings=view.check() if findings is None else findings,
         processes=attached(view.found),
         semaphores=view.sem_problem or "ok",
         warnings=[],
     )
     report.warnings = warnings(report)
     return report
-
-
-def _watch(view: View, before: dict[str, int], start: float, interval: float, points: int) -> Iterator[Point]:
-    then = start
-    for i in range(points):
-        time.sleep(max(start + interval * (i + 1) / points - time.monotonic(), 0))
-        stats, now = view.stats(), time.monotonic()
-        yield Point(now - start, {n: (stats[n] - before[n]) / max(now - then, 1e-6) for n in RATES})
-        before, then = stats, now
 
 
 def hit_ratio(hits: float, misses: float) -> float | None:
@@ -182,12 +195,13 @@ def _space(r: Report) -> Iterator[Warn]:
     s = r.stats
     early, evicted = s["evicted_before_ttl"], s["evicted"]
     if evicted and early / evicted > 0.1:
-        text = f"{early:,} of {evicted:,} evicted items had lifetime left. The segment is smaller than what is stored in it."
-        wanted = size_wanted(r)
-        more = (
-            f" At this rate a size of about {wanted >> 20}M would hold it." if wanted else " Several times its size is missing."
+        wanted, span = size_wanted(r), span_of(r)
+        of = "the last hour's set" if span >= HOUR else f"what was stored in the {span / 60:.0f} minutes since it was made"
+        if span < 120:
+            of = f"what was stored in the {span:.0f} seconds since it was made"
+        text = f"{early:,} of {evicted:,} evicted items had lifetime left: the segment is too small; " + (
+            f"{wanted >> 20}M would have held {of}." if wanted else f"more than 16 times its size would have held {of}."
         )
-        text += more
         yield Warn("poor", f"{early / evicted:.0%} of evictions hit items younger than their lifetime", text)
     if s["no_space"]:
         yield Warn(
@@ -243,18 +257,29 @@ def _shape(r: Report) -> Iterator[Warn]:
         )
 
 
-def size_wanted(r: Report) -> int | None:
-    """Bytes that would hold what is evicted early, rounded up to 16 MiB; None where nothing can be said, or beyond 16 times.
+def span_of(r: Report) -> float:
+    """The seconds that `size_wanted` speaks of: the last hour, or the segment's age if that is less."""
+    return min(r.taken - inspect.created_at(r.header), HOUR)
 
-    By Little's law: items evicted early each second (over the interval if it saw any, else since creation), times the mean
-    lifetime such an item had left (taken from those that are there), are the items missing; each needs the memory a stored one
-    takes. Keys evicted and stored again count each time, so this is an upper bound.
+
+def size_wanted(r: Report) -> int | None:
+    """Bytes that would have held what was stored in the last hour; None where nothing can be said, or beyond 16 times.
+
+    By Little's law: items evicted early each second (over the interval if it saw any, else since creation), times the mean time
+    such an item would have stayed (the lifetimes left of those that are there, an hour at most), are the items missing; each
+    needs the memory a stored one takes. A key evicted and stored again counts each time, so this is an upper bound. Rounded up
+    to 1/16 of a power of two.
     """
-    s, ttls = r.stats, r.survey.ttls
-    age, n = r.taken - inspect.created_at(r.header), sum(ttls.items)
-    if not n or not r.survey.items or age <= 0 or not s["evicted"]:
+    s, seen, span = r.stats, r.survey, span_of(r)
+    n = sum(seen.ttls.items)
+    if not n or span <= 0 or not s["evicted"]:
         return None
-    mean = sum(count * math.sqrt(max(low, 1) * (high or low * 2)) for low, high, count, _ in ttls.classes()) / n
+    stays = sum(count * min(math.sqrt(max(low, 1) * (high or low * 2)), span) for low, high, count, _ in seen.ttls.classes()) / n
+    age = max(r.taken - inspect.created_at(r.header), 1.0)
     rate = (r.rates["evicted"] or s["evicted"] / age) * s["evicted_before_ttl"] / s["evicted"]
-    times = 1 + rate * mean / max(s["items"], 1)
-    return math.ceil(r.header["size"] * times / (16 << 20)) * (16 << 20) if times <= 16 else None
+    times = 1 + rate * stays / max(s["items"], 1)
+    if times > 16:
+        return None
+    wanted = r.header["size"] * times
+    step = max(1 << 20, 1 << (math.ceil(math.log2(wanted)) - 4))
+    return math.ceil(wanted / step) * step

@@ -6,7 +6,9 @@ I1  Whatever comes from a segment is escaped; the page loads nothing, runs no sc
 from __future__ import annotations
 
 import time
+from base64 import b64encode
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 from html import escape as quote
 from typing import Any, Final
 
@@ -44,7 +46,11 @@ gap:4px 18px;color:var(--soft);font-size:13px;margin-top:10px}.legend i{display:
 border-radius:3px;margin-right:6px}.held{color:var(--poor);font-weight:600}.dead,.stopped{color:var(--bad);
 font-weight:600}dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(210px,1fr));gap:8px 18px;margin:0}
 dt{color:var(--soft);font-size:13px}dd{margin:0;overflow-wrap:anywhere}footer{color:var(--soft);font-size:13px}
+.calm{margin:0}i.live{background:var(--live)}i.expired{background:var(--expired)}i.dead{background:var(--dead)}
+i.free{background:var(--free)}i.a{background:var(--a)}i.b{background:var(--b)}
 """
+POLICY: Final = "default-src 'none'; style-src 'sha256-" + b64encode(sha256(STYLE.encode()).digest()).decode() + "'"
+"""What the page may load: nothing but the one style sheet in it."""
 
 
 def page(report: Report) -> str:
@@ -55,10 +61,9 @@ def page(report: Report) -> str:
         f'<div class="two">{_histograms(report)}</div>', f'<div class="two">{_keys(report)}</div>', _guards(report),
         _settings(report),
     ]  # fmt: skip
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name} - shmcache</title>'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}"><meta name="color-scheme" content="light dark">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><meta name="color-scheme" content="light dark">'
         f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{STYLE}</style></head><body><main>'
         f"{''.join(parts)}<footer>Taken {_when(report.taken)}. Values are not in this page.</footer></main></body></html>\n"
     )
@@ -149,7 +154,7 @@ def _tiles(r: Report) -> str:
 
 def _warnings(r: Report) -> str:
     if not r.warnings:
-        return '<section><h2>Warnings</h2><p style="margin:0">None: sound, and nothing that costs.</p></section>'
+        return '<section><h2>Warnings</h2><p class="calm">None: sound, and nothing that costs.</p></section>'
     rows = (f'<div class="warn {w.level}"><b>{quote(w.title)}</b><p>{quote(w.text)}</p></div>' for w in r.warnings)
     return f"<section><h2>Warnings</h2>{''.join(rows)}</section>"
 
@@ -177,7 +182,7 @@ def _map(r: Report) -> str:
         label = _text(32, y + row / 2 + 3, str(i), "end") if row >= 10 and (n <= 16 or i % 8 == 0) else ""
         bars.append(f"<g><title>shard {i}: {title}, {shard['items']:,} items</title>{label}{''.join(cells)}</g>")
     legend = "".join(
-        f'<span><i style="background:var(--{name})"></i>{name} {_bytes(b)}</span>' for name, b in zip(_MAP, totals, strict=True)
+        f'<span><i class="{name}"></i>{name} {_bytes(b)}</span>' for name, b in zip(_MAP, totals, strict=True)
     )
     chart = _svg(width, n * row, "memory map", "".join(bars))
     return f'<section><h2>Memory by shard</h2>{chart}<div class="legend">{legend}</div></section>'
@@ -218,7 +223,7 @@ def _lines(title: str, points: Sequence[Point], series: list[tuple[str, str, lis
         _rule(44, width, y) + _text(38, y + 4, _short(v), "end")
         for y, v in ((8, top), (8 + (height - 30) / 2, top / 2), (height - 22, 0))
     )
-    legend = "".join(f'<span><i style="background:var(--{c})"></i>{quote(n)}</span>' for n, c, _ in series)
+    legend = "".join(f'<span><i class="{c}"></i>{quote(n)}</span>' for n, c, _ in series)
     chart = _svg(width, height, title, axis + "".join(lines) + _text(width / 2, height - 4, title))
     return f'<div>{chart}<div class="legend">{legend if len(series) > 1 else ""}</div></div>'
 

@@ -17,6 +17,7 @@ import pytest
 import shmcache
 from shmcache import report, report_html
 from shmcache.catalog import Found
+from shmcache.distribution import Histogram
 from shmcache.inspect import Guard, View, locate
 from shmcache.report import Report, collect
 
@@ -126,17 +127,29 @@ def test_warnings_from_counters(stats: dict[str, int], level: str, words: str, s
 
 
 def test_a_larger_size_is_named(sound: Report) -> None:
-    """Early evictions come with the size that would hold the items, in steps of 16 MiB, up to 16 times the segment's."""
+    """Early evictions come with the size that would have held the last hour's set, up to 16 times the segment's."""
+    created = sound.header["created_ns"] / 1e9
     stats, header = {**sound.stats, "evicted": 10, "evicted_before_ttl": 10}, {**sound.header, "size": 64 << 20}
-    few = dataclasses.replace(sound, stats=stats, header=header, taken=sound.taken + 3600)
+    few = dataclasses.replace(sound, stats=stats, header=header, taken=created + 7200)
     many = dataclasses.replace(few, stats={**few.stats, "evicted": 400_000, "evicted_before_ttl": 400_000})
     sizes = [report.size_wanted(r) or 0 for r in (few, many)]
-    assert sizes[0] < sizes[1]
-    assert all(size % (16 << 20) == 0 for size in sizes)
-    assert f"about {sizes[1] >> 20}M would hold it" in report.warnings(many)[0].text
+    assert 64 << 20 < sizes[0] < sizes[1]
+    assert all(size % (1 << 20) == 0 for size in sizes)
+    assert f"{sizes[1] >> 20}M would have held the last hour's set" in report.warnings(many)[0].text
+    young = dataclasses.replace(many, taken=created + 1200)
+    assert "would have held what was stored in the 20 minutes since it was made" in report.warnings(young)[0].text
     most = dataclasses.replace(few, stats={**few.stats, "evicted": 10**9, "evicted_before_ttl": 10**9})
     assert report.size_wanted(most) is None
-    assert "Several times" in report.warnings(most)[0].text
+    assert "more than 16 times its size would have held" in report.warnings(most)[0].text
+
+
+def test_a_lifetime_counts_an_hour_at_most(sound: Report) -> None:
+    """Items that live for days are wanted for the last hour only."""
+    created = sound.header["created_ns"] / 1e9
+    stats = {**sound.stats, "evicted": 8000, "evicted_before_ttl": 8000, "items": 1000}
+    long = dataclasses.replace(sound.survey, ttls=Histogram((86400, 30 * 86400), items=[0, 500, 0]))
+    found = dataclasses.replace(sound, stats=stats, survey=long, taken=created + 8 * 3600)
+    assert report.size_wanted(found) == 2 * sound.header["size"]
 
 
 def test_a_stopped_holder_is_the_first_warning(sound: Report) -> None:

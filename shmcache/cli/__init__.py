@@ -8,7 +8,7 @@ from .app import app
 __all__ = ["app", "dump", "items", "look", "main", "manage", "manual", "reports", "servers", "snapshots", "spread", "top"]
 
 ORDER = [
-    *("ls", "info", "stats", "dump", "guards", "check", "top", "distribution", "bigkeys", "report", "health"),
+    *("ls", "info", "stats", "dump", "guards", "check", "top", "distribution", "bigkeys", "report", "web", "health"),
     *("get", "ttl", "set", "delete", "incr", "touch", "clean", "clear", "save", "load", "rm", "gc", "man"),
 ]
 """The order of --help and the manual page: looking first."""

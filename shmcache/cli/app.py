@@ -33,7 +33,7 @@ TARGET is an engine URL (posix:///sessions, sysv:///sessions, memcached://host/,
 looked for before sysv), form:name, @ID for a shared-memory id as ipcs shows it, or, for the commands that only look, the path of
 a copy of a segment.
 
-The commands that only look (ls info stats dump guards check top distribution bigkeys report health get ttl save) attach
+The commands that only look (ls info stats dump guards check top distribution bigkeys report web health get ttl save) attach
 read-only, take no guard, and leave statistics and use bits alone: they answer when writers are stopped or dead. Data goes to
 stdout, messages to stderr; a terminal gets tables, a pipe gets TSV with raw numbers (bytes, seconds), --json one object a line.
 """
