@@ -385,14 +385,19 @@ def dict_subject() -> Subject:
     )  # fmt: skip
 
 
+LOCAL = ("posix", "sysv", "anon", "memory")
+"""Schemes of engines that answer within the process."""
+
+
 def engine_subject(engine: Engine, name: str = "shmcache") -> Subject:
-    """An open engine."""
+    """An open engine; timed by the clock unless its scheme is one of LOCAL."""
     put = engine.set
 
     def set_ttl(key: str, value: Any) -> Any:
         return put(key, value, 3600)
 
-    return Subject(name, engine.get, put, engine.get_many, engine.incr, set_ttl, close=engine.close)
+    local = engine.url.scheme in LOCAL
+    return Subject(name, engine.get, put, engine.get_many, engine.incr, set_ttl, close=engine.close, local=local)
 
 
 @dataclass(frozen=True)
@@ -406,32 +411,39 @@ class Report:
 
 
 def run(
-    url: str | None = None, options: dict[str, Any] | None = None, plan: Plan | None = None, rounds: int = 3
-) -> Report:
+    url: str | Engine | None = None, options: dict[str, Any] | None = None, plan: Plan | None = None, rounds: int = 3,
+    progress: Callable[[int], None] | None = None,
+) -> Report:  # fmt: skip
     """Measure the engine of a URL beside a dict in this process.
 
     Args:
-        url: engine URL; None = an anonymous segment of 64 MiB, gone at the end. An existing segment is used as it is: the
-            keys have a random prefix and are deleted at the end, but where memory is short they push others out.
+        url: engine URL, or an open engine; None = an anonymous segment of 192 MiB, which holds all of the default plan, gone
+            at the end. An existing segment is used as it is: the keys have a random prefix and are deleted at the end, but
+            where memory is short they push others out.
         options: engine options.
         plan: sizes.
-        rounds: times everything is measured, dict and engine in turn; the round with the middle ratio counts.
+        rounds: times everything is measured, dict and engine in turn; the round of the middle figure counts.
+        progress: called after each measurement with how many are done, of rounds * len(WORKLOADS) * 2.
 
     Raises: what opening and calling the engine raise.
     """
     plan = plan or Plan()
-    prefix = f"bench-{uuid.uuid4().hex[:8]}:"
+    prefix, made_here = f"bench-{uuid.uuid4().hex[:8]}:", url is None
     if url is None:
-        url, options = f"anon:{prefix[:-1]}://", {"size": "64M", **(options or {})}
-    engine = open_engine(url, **(options or {}))
+        url, options = f"anon:{prefix[:-1]}://", {"size": "192M", **(options or {})}
+    engine = url if isinstance(url, Engine) else open_engine(url, **(options or {}))
     fields = [Field.fill(dict_subject(), plan, prefix), Field.fill(engine_subject(engine), plan, prefix)]
     timings: dict[str, dict[str, Timing]] = {f.subject.name: {} for f in fields}
+    done = 0
     try:
         for name in WORKLOADS:
             made: dict[str, list[Timing]] = {f.subject.name: [] for f in fields}
             for _ in range(rounds):
                 for f in fields:
                     timing = work(f, name)
+                    done += 1
+                    if progress is not None:
+                        progress(done)
                     if timing is not None:
                         made[f.subject.name].append(timing)
             for subject, found in made.items():
@@ -442,9 +454,9 @@ def run(
     finally:
         gc.unfreeze()
         engine.delete_match(prefix + "*")
-        if url.startswith("anon:"):
+        if made_here:
             engine.close()
-    return Report(url, timings, ends, loop)
+    return Report(str(engine.url), timings, ends, loop)
 
 
 def _nothing(_key: Any) -> None:

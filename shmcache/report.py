@@ -282,4 +282,4 @@ def size_wanted(r: Report) -> int | None:
         return None
     wanted = r.header["size"] * times
     step = max(1 << 20, 1 << (math.ceil(math.log2(wanted)) - 4))
-    return math.ceil(wanted / step) * step
+    return int(math.ceil(wanted / step) * step)

@@ -83,12 +83,12 @@ def name_of(engine: shmcache.Engine) -> str:
     return engine.url.path
 
 
-def on_terminal(*args: str, **env: str) -> str:
-    """What a command prints on a terminal of 90 columns."""
+def on_terminal(*args: str, program: tuple[str, ...] = ("-m", "shmcache"), **env: str) -> str:
+    """What a command prints on a terminal of 90 columns, its messages too."""
     master, slave = pty.openpty()
     try:
         subprocess.run(
-            [sys.executable, "-m", "shmcache", *args], stdout=slave, stdin=slave, check=True, cwd="/",
+            [sys.executable, *program, *args], stdout=slave, stderr=slave, stdin=slave, check=True, cwd="/",
             env={**os.environ, "COLUMNS": "90", "TERM": "xterm-256color", **env},
         )  # fmt: skip
         os.close(slave)

@@ -2,14 +2,14 @@
 
 import logging
 
-from . import dump, items, look, manage, manual, reports, servers, snapshots, spread, top
+from . import bench, dump, items, look, manage, manual, reports, servers, snapshots, spread, top
 from .app import app
 
-__all__ = ["app", "dump", "items", "look", "main", "manage", "manual", "reports", "servers", "snapshots", "spread", "top"]
+__all__ = ["app", "bench", "dump", "items", "look", "main", "manage", "manual", "reports", "servers", "snapshots", "spread", "top"]
 
 ORDER = [
     *("ls", "info", "stats", "dump", "guards", "check", "top", "distribution", "bigkeys", "report", "web", "health"),
-    *("get", "ttl", "set", "delete", "incr", "touch", "clean", "clear", "save", "load", "rm", "gc", "man"),
+    *("get", "ttl", "set", "delete", "incr", "touch", "clean", "clear", "save", "load", "rm", "gc", "bench", "man"),
 ]
 """The order of --help and the manual page: looking first."""
 app.registered_commands.sort(key=lambda entry: ORDER.index(str(entry.name)))

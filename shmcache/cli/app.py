@@ -21,7 +21,7 @@ from ..engine import DEFAULT, Engine
 from ..errors import NotSupported
 from ..inspect import View, locate
 from ..url import Url
-from .output import EXIT_CODES, EXPECTED, Code, Format, Output, code_of, message, unescape
+from .output import EXIT_CODES, EXPECTED, Code, Format, Output, code_of, message, told, unescape
 
 P = ParamSpec("P")
 
@@ -82,7 +82,7 @@ def ending(function: Callable[P, int]) -> Callable[P, None]:
         except EXPECTED as error:
             with contextlib.suppress(OSError):
                 sys.stdout.flush()
-            message(str(error) or type(error).__name__)
+            message(told(error))
             code = code_of(error)
         raise typer.Exit(int(code))
 

@@ -14,7 +14,7 @@ from ..engines.shm import ShmEngine
 from ..errors import NotSupported, SegmentNotOurs, ShmCacheError
 from ..url import Url
 from .app import Json, Target, command, output, writable
-from .output import Code, code_of, message
+from .output import Code, code_of, message, told
 
 
 @command("clean", epilog="  shmcache clean sessions")
@@ -65,7 +65,7 @@ def rm(
                 raise ValueError(f"rm: a segment wanted, {text!r} found")
             _remove(found, force)
         except (ShmCacheError, OSError, ValueError) as error:
-            message(str(error))
+            message(told(error))
             code = code_of(error)
             continue
         if as_json:

@@ -8,6 +8,7 @@ I2  Rows are printed as they come; memory is that of one screenful, whatever the
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import enum
 import json
@@ -407,6 +408,28 @@ def _record(names: list[str], row: tuple[Any, ...]) -> dict[str, Any]:
     return record
 
 
+@contextlib.contextmanager
+def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None] | None]:
+    """A progress bar on stderr, if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=max(total, 1))
+        yield lambda done: progress.update(task, completed=done)
+
+
 def message(text: str) -> None:
     """One line to stderr."""
     sys.stderr.write(f"shmcache: {escape(text) if not text.isprintable() else text}\n")
+
+
+def told(error: BaseException) -> str:
+    """An exception as one line for a person: of a system call the file and what is wrong with it, without the number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Annotated, Any, BinaryIO, cast
 
@@ -16,24 +16,9 @@ import typer
 from .. import inspect, snapshot
 from ..url import Url
 from .app import Json, Look, Target, command, engine_of, output, view_of
-from .output import Code, message
+from .output import Code, message, progress_bar
 
 File = Annotated[str, typer.Argument(metavar="FILE", help="The snapshot; - for stdout or stdin.")]
-
-
-@contextlib.contextmanager
-def _bar(what: str, total: int) -> Iterator[Callable[[int], None] | None]:
-    """A progress bar on stderr, if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=max(total, 1))
-        yield lambda done: progress.update(task, completed=done)
 
 
 @command(
@@ -57,7 +42,7 @@ def save(
         else:
             source = stack.enter_context(view_of(found))
             total = source.stats()["items"]
-        progress = stack.enter_context(_bar("saving", total))
+        progress = stack.enter_context(progress_bar("saving", total))
         to: Any = file
         if file == "-":
             sys.stdout.flush()
@@ -92,7 +77,7 @@ def load(
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(_opened(file))
         engine = stack.enter_context(engine_of(target, "a", snapshot.RawCodec()))
-        progress = stack.enter_context(_bar("loading", os.fstat(source.fileno()).st_size))
+        progress = stack.enter_context(progress_bar("loading", os.fstat(source.fileno()).st_size))
         summary = snapshot.load(source, engine, remaining=remaining, partial=partial, add=add, progress=progress)
     if as_json:
         output(True).json({key: value for key, value in asdict(summary).items() if key != "damaged"})
