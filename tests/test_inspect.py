@@ -232,6 +232,40 @@ def test_without_semaphores(cache: shmcache.Engine) -> None:
         assert view.check() == []
 
 
+def test_a_busy_segment_is_sound(unique_name: Callable[[], str]) -> None:
+    """An audit under a writer that stores, deletes and evicts all the time finds nothing."""
+    code = (
+        "import sys, os, shmcache; cache = shmcache.open(sys.argv[1], mode='a'); print('on', flush=True); i = 0\n"
+        "while True:\n  i += 1; cache.set(b'k%d' % (i * 7919 % 50000), os.urandom(i % 300), ttl=600)\n"
+        "  if i % 3 == 0: cache.delete(b'k%d' % (i * 31 % 50000))"
+    )
+    for engine in opened(f"posix:///{unique_name()}", size="1M", guards=1):
+        shell = [sys.executable, "-c", code, str(engine.url.without_options())]
+        with View(found(name_of(engine))) as view, subprocess.Popen(shell, stdout=subprocess.PIPE, cwd="/") as child:
+            try:
+                assert child.stdout is not None
+                child.stdout.readline()
+                while view.stats()["evicted"] < 1000:
+                    time.sleep(0.01)
+                assert [view.check() for _ in range(150)] == [[]] * 150
+            finally:
+                child.kill()
+
+
+def test_damage_is_counted_where_it_is(unique_name: Callable[[], str], tmp_path: Path) -> None:
+    """One damaged header in the log is named once, with its place; the entries of sound items behind it are not blamed."""
+    for engine in opened(f"posix:///{unique_name()}", size="1M"):
+        for i in range(500):
+            engine.set(f"after:{i}", i)
+        path = copy_of(engine, tmp_path / "copy.bin")
+        data = path.read_bytes()
+        at = data.index(b"textabc") - 16
+        path.write_bytes(data[:at] + b"\xff" * 8 + data[at + 8 :])
+        with View(found(str(path))) as view:
+            codes = [finding["code"] for finding in view.check()]
+        assert codes == ["item-header", "item-header"]
+
+
 def test_removed(cache: shmcache.Engine) -> None:
     """A view that was open before the segment was unlinked goes on reading; its status is removed."""
     row = found(name_of(cache))

@@ -1,34 +1,69 @@
 /* check.c - read-only audit of a segment: every invariant that can be seen from outside.
  *
- * Takes no guard and writes nothing.  On a live segment a finding counts only if three passes over its shard see one;
- * what a single pass sees may be a write half-way. */
+ * Takes no guard and writes nothing.  On a live segment a finding counts only if three passes over its shard make the same
+ * one, word for word: what one pass sees may be a write half-way, and what changes from pass to pass is being written. */
 #include "heap.h"
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 
+/* The findings of a pass, each as a hash of its words. */
+typedef struct {
+    u64 *hash;
+    size_t n, room;
+} findings_t;
+
 typedef struct {
     sc_table_t *t;
     sc_shard_t *s;
     u32 shard;
-    u64 n;
-    sc_report_fn report; /* NULL: count only */
+    int no_memory, unsure; /* unsure: a lane was not walked to its end, so not every item's place is known */
+    u64 n;                 /* findings of this pass that the one before it made too */
+    sc_report_fn report;   /* NULL: count only */
     void *arg;
     u8 *starts; /* bit per 8 bytes of the shard's pages: an item begins there */
     u8 *keys;   /* two keys' worth */
+    int first;  /* the first pass: there is none before it */
+    findings_t now, before;
 } audit_t;
+
+static int by_hash(const void *a, const void *b)
+{
+    u64 x = *(const u64 *)a, y = *(const u64 *)b;
+    return x < y ? -1 : x > y;
+}
+
+static int add_finding(findings_t *f, u64 hash)
+{
+    if (f->n == f->room) {
+        size_t room = f->room ? 2 * f->room : 64;
+        u64 *grown = (u64 *)realloc(f->hash, room * sizeof *grown);
+        if (grown == NULL)
+            return -1;
+        f->hash = grown;
+        f->room = room;
+    }
+    f->hash[f->n++] = hash;
+    return 0;
+}
 
 __attribute__((format(printf, 3, 4))) static void found(audit_t *a, const char *code, const char *fmt, ...)
 {
     char text[240];
-    a->n++;
-    if (a->report == NULL)
-        return;
+    u64 hash = 0xCBF29CE484222325ull; /* FNV-1a */
     va_list ap;
     va_start(ap, fmt);
     vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
-    a->report(a->arg, code, a->shard, text);
+    for (const char *p = text; *p != 0; p++)
+        hash = (hash ^ (u8)*p) * 0x100000001B3ull;
+    if (!a->first && (a->before.n == 0 || bsearch(&hash, a->before.hash, a->before.n, sizeof hash, by_hash) == NULL))
+        return;
+    if (add_finding(&a->now, hash) != 0)
+        a->no_memory = 1;
+    a->n++;
+    if (a->report != NULL)
+        a->report(a->arg, code, a->shard, text);
 }
 
 static u64 bit_of(const audit_t *a, u32 page, u32 off) { return (((u64)page << a->t->page_shift) + off) >> 3; }
@@ -51,26 +86,36 @@ static u32 check_value_of(audit_t *a, const sc_item_t *it, u64 h, u32 *found_che
     return want;
 }
 
-static void walk_lane(audit_t *a, u32 lane)
+#define LANE_WALKS 100
+/* A finding of a lane, unless its head moved since the walk began: then pages it stands on may be another's by now. */
+#define LANE_FOUND(...)                                  \
+    do {                                                 \
+        SC_FENCE_ACQ();                                  \
+        if (SC_LD_ACQ(&s->hard->head[lane]) != head)     \
+            return 1;                                    \
+        found(a, __VA_ARGS__);                           \
+        return 2;                                        \
+    } while (0)
+
+/* 0 walked to its end, 1 the head moved and nothing can be said, 2 a finding ended the walk. */
+static int walk_lane(audit_t *a, u32 lane)
 {
     sc_table_t *t = a->t;
     sc_shard_t *s = a->s;
     u64 tail = SC_LD_ACQ(&s->hard->tail[lane]), head = SC_LD_ACQ(&s->hard->head[lane]);
     u32 page = SC_POS_PAGE(head), off = SC_POS_OFF(head), tp = SC_POS_PAGE(tail), to = SC_POS_OFF(tail), crossed = 0;
     if (tp == SC_NO_PAGE)
-        return;
+        return 0;
     if (tp >= t->n_pages || page >= t->n_pages || off > t->page_size || to > t->page_size || (off & 7) || (to & 7)) {
-        found(a, "lane-ends", "lane %u: head %u+%u, tail %u+%u, but there are %u pages of %u bytes", lane, page, off, tp,
+        LANE_FOUND("lane-ends", "lane %u: head %u+%u, tail %u+%u, but there are %u pages of %u bytes", lane, page, off, tp,
               to, t->n_pages, t->page_size);
-        return;
     }
     u64 lh = SC_LD(&s->life[page]), lt = SC_LD(&s->life[tp]);
     if (SC_LIFE_LANE(lh) != lane || SC_LIFE_LANE(lt) != lane || SC_LIFE_SEQ(lh) > SC_LIFE_SEQ(lt) ||
         SC_LIFE_SEQ(lt) > SC_LD(&s->hard->seq)) {
-        found(a, "lane-ends", "lane %u: head page life %u|%llu, tail page life %u|%llu, shard seq %llu", lane,
+        LANE_FOUND("lane-ends", "lane %u: head page life %u|%llu, tail page life %u|%llu, shard seq %llu", lane,
               SC_LIFE_LANE(lh), (unsigned long long)SC_LIFE_SEQ(lh), SC_LIFE_LANE(lt),
               (unsigned long long)SC_LIFE_SEQ(lt), (unsigned long long)SC_LD(&s->hard->seq));
-        return;
     }
     while (page != tp || off < to) {
         u32 skip = t->page_size - off;
@@ -79,9 +124,8 @@ static void walk_lane(audit_t *a, u32 lane)
             u64 w0 = SC_LD((u64 *)(void *)sc_at(t, s, page, off));
             if (SC_W0_KLEN(w0) != 0) {
                 if (off + SC_ITEM_HEADER > t->page_size || !sc_item_load(t, s, page, off, &it)) {
-                    found(a, "item-header", "lane %u page %u+%u: header word %016llx cannot be an item", lane, page, off,
+                    LANE_FOUND("item-header", "lane %u page %u+%u: header word %016llx cannot be an item", lane, page, off,
                           (unsigned long long)w0);
-                    return;
                 }
                 u64 bit = bit_of(a, page, off);
                 a->starts[bit >> 3] = (u8)(a->starts[bit >> 3] | (1u << (bit & 7)));
@@ -93,20 +137,19 @@ static void walk_lane(audit_t *a, u32 lane)
             u32 q = SC_LD(&s->next[page]);
             if (q >= t->n_pages || SC_LIFE_LANE(SC_LD(&s->life[q])) != lane ||
                 SC_LIFE_SEQ(SC_LD(&s->life[q])) <= SC_LIFE_SEQ(SC_LD(&s->life[page])) || ++crossed > t->n_pages) {
-                found(a, "lane-chain", "lane %u: page %u is followed by %u, which is not a later page of the lane", lane,
+                LANE_FOUND("lane-chain", "lane %u: page %u is followed by %u, which is not a later page of the lane", lane,
                       page, q);
-                return;
             }
             page = q;
             pos -= t->page_size;
         }
         off = (u32)pos;
         if (page == tp && pos > to) {
-            found(a, "lane-chain", "lane %u: an item ends at %u+%llu, beyond the tail %u+%u", lane, page,
+            LANE_FOUND("lane-chain", "lane %u: an item ends at %u+%llu, beyond the tail %u+%u", lane, page,
                   (unsigned long long)pos, tp, to);
-            return;
         }
     }
+    return 0;
 }
 
 static int in_window(audit_t *a, u32 page)
@@ -134,7 +177,7 @@ static void check_entry(audit_t *a, u32 b, u32 i)
     u64 bit = bit_of(a, page, off);
     if (SC_LIFE_SEQ(SC_LD(&s->life[page])) <= SC_LD(&s->hard->flush_seq))
         return; /* cleared with the shard */
-    if (!(a->starts[bit >> 3] & (1u << (bit & 7)))) {
+    if (!a->unsure && !(a->starts[bit >> 3] & (1u << (bit & 7)))) {
         found(a, "entry-place", "bucket %u slot %u: points at page %u+%u, where no item of the log begins", b, i, page, off);
         return;
     }
@@ -181,10 +224,15 @@ static void check_entry(audit_t *a, u32 b, u32 i)
 static u64 audit_shard(audit_t *a)
 {
     sc_table_t *t = a->t;
-    a->n = 0;
+    a->n = a->now.n = 0;
+    a->unsure = 0;
     memset(a->starts, 0, ((u64)t->n_pages << t->page_shift) / 64u + 1u);
-    for (u32 lane = 0; lane < SC_N_LANES; lane++)
-        walk_lane(a, lane);
+    for (u32 lane = 0; lane < SC_N_LANES; lane++) {
+        int moved = 1;
+        for (int walk = 0; moved == 1 && walk < LANE_WALKS; walk++)
+            moved = walk_lane(a, lane);
+        a->unsure |= moved;
+    }
     for (u32 b = 0; b < t->n_buckets; b++)
         for (u32 i = 0; i < SC_N_SLOTS; i++)
             check_entry(a, b, i);
@@ -193,31 +241,38 @@ static u64 audit_shard(audit_t *a)
         n_free += (u32)sc_page_is_free(t, a->s, p);
     if (n_free != a->s->soft->n_free && a->s->guard->owner == 0 && a->s->guard->dirty == 0)
         found(a, "free-count", "%u pages are free, the hint says %u", n_free, a->s->soft->n_free);
+    if (a->now.n > 0)
+        qsort(a->now.hash, a->now.n, sizeof *a->now.hash, by_hash);
+    findings_t spare = a->before;
+    a->before = a->now;
+    a->now = spare;
     return a->n;
 }
 
 /* Reports every finding; returns their number, or UINT64_MAX when memory for the audit is missing. */
 u64 sc_check(sc_table_t *t, sc_report_fn report, void *arg)
 {
-    audit_t a = {t, NULL, 0, 0, NULL, arg, NULL, NULL};
+    audit_t a = {.t = t, .arg = arg};
     u64 sum = 0;
     a.starts = (u8 *)malloc(((u64)t->n_pages << t->page_shift) / 64u + 1u);
     a.keys = (u8 *)malloc(SC_MAX_KEY);
-    if (a.starts == NULL || a.keys == NULL) {
-        free(a.starts);
-        free(a.keys);
-        return UINT64_MAX;
-    }
-    for (u32 shard = 0; shard < t->n_shards; shard++) {
+    a.no_memory = a.starts == NULL || a.keys == NULL;
+    for (u32 shard = 0; shard < t->n_shards && !a.no_memory; shard++) {
         a.shard = shard;
         a.s = &t->shard[shard];
         a.report = NULL;
-        if (audit_shard(&a) == 0 || audit_shard(&a) == 0)
+        a.first = 1;
+        if (audit_shard(&a) == 0)
+            continue;
+        a.first = 0;
+        if (audit_shard(&a) == 0)
             continue;
         a.report = report;
         sum += audit_shard(&a);
     }
     free(a.starts);
     free(a.keys);
-    return sum;
+    free(a.now.hash);
+    free(a.before.hash);
+    return a.no_memory ? UINT64_MAX : sum;
 }
