@@ -71,7 +71,7 @@ class Survey:
     type_bytes: Counter[str] = field(default_factory=Counter)
     lanes: Counter[str] = field(default_factory=Counter)
     shard_bytes: Counter[int] = field(default_factory=Counter)
-    shard_expired: Counter[int] = field(default_factory=Counter)
+    shard_expired: Counter[int] = field(default_factory=Counter)  #: bytes of the log
     biggest: list[Item] = field(default_factory=list)  #: largest first
     hottest: list[Item] = field(default_factory=list)  #: highest use class first, larger ones first in a class
 
@@ -112,6 +112,12 @@ def survey(view: View, *, top: int = 10, sample: int | None = None) -> Survey:
     return seen
 
 
+def _whole(item: Item) -> int:
+    """Bytes of the log an item takes, about: a header of 16, key, value and check, rounded to 8."""
+    key = item.key if isinstance(item.key, bytes) else (item.key or "").encode()
+    return (16 + len(key) + item.size + 4 + 7) & ~7
+
+
 def _add_group(seen: Survey, items: list[Item], top: int) -> None:
     for n in Counter(item.bucket for item in items).values():
         seen.fill[min(n, SLOTS)] += 1
@@ -120,7 +126,7 @@ def _add_group(seen: Survey, items: list[Item], top: int) -> None:
         if item.state == "expired":
             seen.expired += 1
             seen.expired_bytes += item.size
-            seen.shard_expired[item.shard] += item.size
+            seen.shard_expired[item.shard] += _whole(item)
         elif item.state == "live":
             live.append(item)
         else:

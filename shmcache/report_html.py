@@ -5,6 +5,7 @@ I1  Whatever comes from a segment is escaped; the page loads nothing, runs no sc
 
 from __future__ import annotations
 
+import re
 import time
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
@@ -13,8 +14,9 @@ from html import escape as quote
 from typing import Any, Final
 
 from . import inspect
+from . import report_charts as charts
 from .distribution import Histogram
-from .report import Point, Report, hit_ratio
+from .report import Report, hit_ratio
 
 __all__ = ["page"]
 
@@ -31,17 +33,24 @@ align-items:baseline;gap:6px 14px;margin-bottom:20px}header p{margin:0;color:var
 .chip{border-radius:99px;padding:1px 12px;font-size:13px;font-weight:600;color:var(--card);background:var(--live)}
 .chip.bad{background:var(--bad)}section{background:var(--card);border:1px solid var(--line);border-radius:12px;
 padding:18px 20px;margin-bottom:16px;min-width:0}.tiles{display:grid;grid-template-columns:repeat(auto-fit,
-minmax(128px,1fr));gap:12px;margin-bottom:16px}.tiles section{margin:0}.tiles b{display:block;font-size:24px;
-font-weight:600;letter-spacing:-.02em;font-variant-numeric:tabular-nums}.tiles span{color:var(--soft);font-size:13px}
-.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:0 16px}
-@media(max-width:520px){.two{grid-template-columns:1fr}}.warn{border-left:4px solid var(--note);
+minmax(128px,1fr));gap:12px;margin-bottom:16px}.tiles section{margin:0;padding:14px 16px}.tiles b{display:block;font-size:22px;
+font-weight:600;letter-spacing:-.02em;white-space:nowrap;
+font-variant-numeric:tabular-nums}.tiles span{color:var(--soft);font-size:13px}
+.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr));gap:0 16px}
+.warn{border-left:4px solid var(--note);
 padding:2px 0 2px 14px;margin:0 0 12px}.warn.bad{border-color:var(--bad)}.warn.poor{border-color:var(--poor)}
 .warn b{display:block}.warn p{margin:0;color:var(--soft)}.warn:last-child{margin:0}table{border-collapse:collapse;
 width:100%;font-variant-numeric:tabular-nums}td,th{padding:4px 12px 4px 0;text-align:left;
 border-bottom:1px solid var(--line);white-space:nowrap}th{color:var(--soft);font-weight:500;font-size:13px}
 tr:last-child td{border:0}td.k{max-width:320px;overflow:hidden;text-overflow:ellipsis;font-family:ui-monospace,
 monospace;font-size:13px;white-space:pre}td.n,th.n{text-align:right}.scroll{overflow:auto;max-height:420px}
-svg{display:block;width:100%;height:auto}text{fill:var(--soft);font-size:11px}.legend{display:flex;flex-wrap:wrap;
+svg{display:block;width:100%}text{fill:var(--soft);font-size:11px}.bars{display:grid;
+grid-template-columns:auto 1fr;gap:3px 10px;align-items:center}.bars span{color:var(--soft);font-size:12px;
+text-align:right;line-height:18px}.bars .h9{line-height:9px;font-size:10px}.bars .h5{line-height:5px;font-size:9px}
+.bars svg{border-radius:2px}figure{display:grid;grid-template-columns:44px minmax(0,1fr);gap:4px 8px;margin:0 0 8px}
+figcaption{grid-column:1/3;color:var(--soft);font-size:13px}code{font-family:ui-monospace,monospace;font-size:.92em;
+background:var(--ground);border-radius:4px;padding:1px 5px;color:var(--ink)}.soft{color:var(--soft)}
+@media(max-width:560px){.alt{display:none}}.legend{display:flex;flex-wrap:wrap;
 gap:4px 18px;color:var(--soft);font-size:13px;margin-top:10px}.legend i{display:inline-block;width:11px;height:11px;
 border-radius:3px;margin-right:6px}.held{color:var(--poor);font-weight:600}.dead,.stopped{color:var(--bad);
 font-weight:600}dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(210px,1fr));gap:8px 18px;margin:0}
@@ -99,38 +108,25 @@ def _when(t: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(t))
 
 
+def _code(text: str) -> str:
+    """Markup of a text with `commands` in it."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", quote(text))
+
+
 def _share(x: float | None) -> str:
     return "-" if x is None else f"{x:.1%}"
-
-
-# -- drawing --
-
-
-def _rect(x: float, y: float, w: float, h: float, fill: str) -> str:
-    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" fill="var(--{fill})"/>'
-
-
-def _text(x: float, y: float, text: str, anchor: str = "middle") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{quote(text)}</text>' if text else ""
-
-
-def _rule(x1: float, x2: float, y: float) -> str:
-    return f'<line x1="{x1}" x2="{x2}" y1="{y}" y2="{y}" stroke="var(--line)"/>'
-
-
-def _svg(width: int, height: int, label: str, inside: str) -> str:
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{quote(label)}">{inside}</svg>'
 
 
 # -- parts --
 
 
 def _head(r: Report) -> str:
-    chip = "chip" if r.status in ("ok", "copy") else "chip bad"
+    word = "damaged" if r.findings and r.status in ("ok", "copy") else r.status
+    chip = "chip" if word in ("ok", "copy") else "chip bad"
     made = f"made {_when(inspect.created_at(r.header))} by process {r.header['creator_pid']}"
     who = f"{len(r.processes)} process{'' if len(r.processes) == 1 else 'es'} attached"
     return (
-        f'<header><h1>{quote(_plain(r.name))}</h1><span class="{chip}">{quote(r.status)}</span>'
+        f'<header><h1>{quote(_plain(r.name))}</h1><span class="{chip}">{quote(word)}</span>'
         f"<p>{quote(r.form)} segment of {quote(r.owner)}, {_bytes(r.header['size'])}, {made}, {who}</p></header>"
     )
 
@@ -140,11 +136,13 @@ def _tiles(r: Report) -> str:
     used = (s["pages"] - s["pages_free"]) / max(s["pages"], 1)
     reads, writes = r.rates["hits"] + r.rates["misses"], r.rates["sets"]
     now = hit_ratio(r.rates["hits"], r.rates["misses"])
+    said = f"hits since creation, {_share(now)} now" if now is not None else "hits since creation; no reads now"
+    ever = hit_ratio(s["hits"], s["misses"])
     tiles = [
         (f"{s['items']:,}", "items"),
         (_bytes(s["bytes"]), "keys and values"),
         (_share(used), "of the pages in use"),
-        (_share(hit_ratio(s["hits"], s["misses"])), f"hits since creation, {_share(now)} now"),
+        (_share(ever), said if ever is not None else "hits: no reads yet"),
         (f"{reads:,.0f}", "reads a second"),
         (f"{writes:,.0f}", "sets a second"),
         (f"{r.rates['evicted']:,.0f}", f"evictions a second, {s['evicted']:,} in all"),
@@ -155,37 +153,26 @@ def _tiles(r: Report) -> str:
 def _warnings(r: Report) -> str:
     if not r.warnings:
         return '<section><h2>Warnings</h2><p class="calm">None: sound, and nothing that costs.</p></section>'
-    rows = (f'<div class="warn {w.level}"><b>{quote(w.title)}</b><p>{quote(w.text)}</p></div>' for w in r.warnings)
+    rows = (f'<div class="warn {w.level}"><b>{quote(w.title)}</b><p>{_code(w.text)}</p></div>' for w in r.warnings)
     return f"<section><h2>Warnings</h2>{''.join(rows)}</section>"
 
 
 def _map(r: Report) -> str:
     """A bar for each shard: live, expired, dead and free bytes of its pages."""
     page_size, share = r.stats["page_size"], max(r.survey.share, 1e-9)
-    n, width = len(r.shards), 1000
-    row = 22 if n <= 16 else 10 if n <= 64 else 5
-    bars, totals = [], [0.0] * 4
+    rows, totals = [], [0.0] * 4
     for i, shard in enumerate(r.shards):
         whole = shard["pages"] * page_size
-        free = shard["pages_free"] * page_size
+        free = min(shard["pages_free"] * page_size, whole)
         dead = min(sum(max(b, 0) for b in shard["lane_dead"]), whole - free)
         gone = min(r.survey.shard_expired[i] / share, whole - free - dead)
         parts = (whole - free - dead - gone, gone, dead, free)
         totals = [a + b for a, b in zip(totals, parts, strict=True)]
-        x, y = 40.0, i * row
-        title = ", ".join(f"{name} {_bytes(b)}" for name, b in zip(_MAP, parts, strict=True))
-        cells = []
-        for name, b in zip(_MAP, parts, strict=True):
-            w = b / whole * (width - 40) if whole else 0
-            cells.append(_rect(x, y, w, row - 3 if row > 5 else row - 1, name))
-            x += w
-        label = _text(32, y + row / 2 + 3, str(i), "end") if row >= 10 and (n <= 16 or i % 8 == 0) else ""
-        bars.append(f"<g><title>shard {i}: {title}, {shard['items']:,} items</title>{label}{''.join(cells)}</g>")
-    legend = "".join(
-        f'<span><i class="{name}"></i>{name} {_bytes(b)}</span>' for name, b in zip(_MAP, totals, strict=True)
-    )
-    chart = _svg(width, n * row, "memory map", "".join(bars))
-    return f'<section><h2>Memory by shard</h2>{chart}<div class="legend">{legend}</div></section>'
+        said = ", ".join(f"{name} {_bytes(b)}" for name, b in zip(_MAP, parts, strict=True))
+        tip = f"shard {i}: {said}, {shard['items']:,} items"
+        rows.append((str(i), tip, [(name, b / max(whole, 1)) for name, b in zip(_MAP, parts, strict=True)]))
+    foot = charts.legend((name, f"{name} {_bytes(b)}") for name, b in zip(_MAP, totals, strict=True))
+    return f"<section><h2>Memory by shard</h2>{charts.bars(rows)}{foot}</section>"
 
 
 _MAP: Final = ("live", "expired", "dead", "free")
@@ -194,62 +181,23 @@ _MAP: Final = ("live", "expired", "dead", "free")
 def _traffic(r: Report) -> str:
     if not r.points:
         return ""
-    title = f"<h2>Traffic over {r.seconds:.1f} s</h2>"
+    at = [p.at for p in r.points]
     reads = [p.rates["hits"] + p.rates["misses"] for p in r.points]
     writes = [p.rates["sets"] + p.rates["deletes"] for p in r.points]
     ratios = [hit_ratio(p.rates["hits"], p.rates["misses"]) for p in r.points]
-    charts = _lines("reads and writes a second", r.points, [("reads", "a", reads), ("writes", "b", writes)])
-    charts += _lines("hit ratio in percent", r.points, [("hits", "a", [100 * (x or 0) for x in ratios])], most=100)
-    return f'<section>{title}<div class="two">{charts}</div></section>'
+    drawn = charts.lines("reads and writes a second", at, [("a", reads), ("b", writes)])
+    drawn += charts.lines("hit ratio in percent", at, [("a", [None if x is None else 100 * x for x in ratios])], most=100)
+    foot = charts.legend([("a", "reads"), ("b", "writes and deletes")])
+    return f'<section><h2>Traffic over {_seconds(r.seconds)}</h2><div class="two">{drawn}</div>{foot}</section>'
 
 
-def _lines(title: str, points: Sequence[Point], series: list[tuple[str, str, list[float]]], most: float = 0) -> str:
-    top = most or max([1.0, *(v for _, _, values in series for v in values)])
-    width, height, first = 500, 130, points[0].at
-    span = max(points[-1].at - first, 1e-9)
-    lines = []
-    for name, colour, values in series:
-        dots = [
-            (44 + (p.at - first) / span * (width - 50), 8 + (1 - v / top) * (height - 30))
-            for p, v in zip(points, values, strict=True)
-        ]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in dots)
-        area = f"{dots[0][0]:.1f},{height - 22} {path} {dots[-1][0]:.1f},{height - 22}"
-        lines.append(
-            f'<polygon points="{area}" fill="var(--{colour})" opacity=".13"/><polyline points="{path}" fill="none" '
-            f'stroke="var(--{colour})" stroke-width="2" stroke-linejoin="round"><title>{name}</title></polyline>'
-        )
-    axis = "".join(
-        _rule(44, width, y) + _text(38, y + 4, _short(v), "end")
-        for y, v in ((8, top), (8 + (height - 30) / 2, top / 2), (height - 22, 0))
-    )
-    legend = "".join(f'<span><i class="{c}"></i>{quote(n)}</span>' for n, c, _ in series)
-    chart = _svg(width, height, title, axis + "".join(lines) + _text(width / 2, height - 4, title))
-    return f'<div>{chart}<div class="legend">{legend if len(series) > 1 else ""}</div></div>'
-
-
-def _short(v: float) -> str:
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if v >= size:
-            return f"{v / size:.3g}{unit}"
-    return f"{v:.3g}"
-
-
-def _columns(title: str, bars: Iterable[tuple[str, float, str]], note: str = "") -> str:
-    """A column chart of (label, value, tooltip)."""
-    bars = list(bars)
-    width, height = 500, 180
-    most, step = max([v for _, v, _ in bars] or [0]) or 1, (width - 10) / max(len(bars), 1)
-    cells = []
-    for i, (label, value, tip) in enumerate(bars):
-        h = max(value / most * (height - 44), 1.5 if value else 0)
-        x = 5 + i * step
-        bar = _rect(x + 2, height - 24 - h, step - 4, h, "live")
-        number = _text(x + step / 2, height - 29 - h, _short(value) if value else "")
-        cells.append(f"<g><title>{quote(tip)}</title>{bar}{number}{_text(x + step / 2, height - 8, label)}</g>")
+def _columns(title: str, values: Sequence[tuple[str, float, str]], note: str = "") -> str:
     foot = f'<div class="legend">{quote(note)}</div>' if note else ""
-    chart = _svg(width, height, title, _rule(5, width - 5, height - 24) + "".join(cells))
-    return f"<section><h2>{quote(title)}</h2>{chart}{foot}</section>"
+    drawn = charts.columns(title, values) if any(v for _, v, _ in values) else NOTHING
+    return f"<section><h2>{quote(title)}</h2>{drawn}{foot}</section>"
+
+
+NOTHING: Final = '<p class="calm soft">nothing there</p>'
 
 
 def _histograms(r: Report) -> str:
@@ -283,7 +231,7 @@ def _table(head: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> st
     body = "".join(
         "<tr>" + "".join(f'<td class="{c}">{cell}</td>' for (_, c), cell in zip(head, row, strict=True)) + "</tr>" for row in rows
     )
-    return f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>'
+    return f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>' if body else NOTHING
 
 
 def _keys(r: Report) -> str:

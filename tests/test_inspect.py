@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import signal
 import struct
 import subprocess
 import sys
@@ -22,14 +21,7 @@ from shmcache.catalog import Found
 from shmcache.inspect import View, locate
 from shmcache.url import Url
 
-WRITER = """
-import sys, shmcache
-cache = shmcache.open(sys.argv[1], mode="a")
-value = b"x" * (6 << 20)
-sys.stdout.write("on\\n"); sys.stdout.flush()
-while True:
-    cache.set("large", value)
-"""
+from .scenes import WRITER, stopped_writer
 
 
 @pytest.fixture(params=["posix", "sysv"])
@@ -73,30 +65,6 @@ def found(text: str) -> Found:
 def copy_of(engine: shmcache.Engine, path: Path) -> Path:
     path.write_bytes(Path(catalog.shm_path(name_of(engine))).read_bytes())
     return path
-
-
-@contextlib.contextmanager
-def stopped_writer(url: str, view: View) -> Iterator[subprocess.Popen[str]]:
-    """A process stopped while it holds a guard."""
-    child = subprocess.Popen([sys.executable, "-c", WRITER, url], stdout=subprocess.PIPE, text=True, cwd="/")
-    try:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "on\n"
-        for _ in range(3000):
-            os.kill(child.pid, signal.SIGSTOP)
-            os.waitpid(child.pid, os.WUNTRACED)
-            if any(g.state != "free" for g in view.guards()):
-                break
-            os.kill(child.pid, signal.SIGCONT)
-            time.sleep(0.0005)
-        else:
-            pytest.fail("3000 stops, none inside a guard")
-        yield child
-    finally:
-        child.kill()
-        child.wait()
-        assert child.stdout is not None
-        child.stdout.close()
 
 
 def test_locate_finds_a_segment_by_url_form_and_bare_name(cache: shmcache.Engine, scheme: str) -> None:

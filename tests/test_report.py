@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
-import subprocess
+import re
 import threading
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -21,7 +20,9 @@ from shmcache.distribution import Histogram
 from shmcache.inspect import Guard, View, locate
 from shmcache.report import Report, collect
 
-VOID = {"meta", "line", "rect", "polygon"}
+from .browser_help import picture
+
+VOID = {"meta", "line", "rect", "polygon", "polyline"}
 
 
 class Parsed(HTMLParser):
@@ -187,6 +188,15 @@ def test_the_page_of_a_copy(view: View, tmp_path: Path) -> None:
     assert "Traffic" not in Parsed(page).text
 
 
+def test_a_damaged_segment(sound: Report) -> None:
+    """Findings make the status damaged, and commands in a warning are marked as such."""
+    page = report_html.page(dataclasses.replace(sound, findings=[{"code": "item-check", "shard": 0, "text": ""}], warnings=[
+        report.Warn("bad", "t", "`shmcache check` says <b>")
+    ]))  # fmt: skip
+    assert '<span class="chip bad">damaged</span>' in page
+    assert "<code>shmcache check</code> says &lt;b&gt;" in page
+
+
 def test_an_empty_segment(unique_name: Callable[[], str]) -> None:
     """A segment with nothing in it has a page."""
     engine = shmcache.open(f"sysv:///{unique_name()}", size="1M")
@@ -199,6 +209,7 @@ def test_an_empty_segment(unique_name: Callable[[], str]) -> None:
         engine.unlink()
         engine.close()
     assert "None: sound" in Parsed(page).text
+    assert Parsed(page).text.count("nothing there") == 5
 
 
 @pytest.mark.parametrize("shards", [1, 16, 64, 256])
@@ -207,24 +218,16 @@ def test_shards_of_any_number(shards: int, sound: Report) -> None:
     many: dict[str, Any] = {"shards": [{**sound.shards[0], "shard": i} for i in range(shards)]}
     guards: list[Guard] = [sound.guards[0]._replace(shard=i) for i in range(shards)]
     page = report_html.page(dataclasses.replace(sound, guards=guards, **many))
-    assert page.count("<g><title>shard ") == shards
+    assert page.count("<title>shard ") == shards
 
 
-@pytest.mark.skipif(not (shutil.which("chromium") or shutil.which("google-chrome")), reason="no headless browser")
-def test_in_a_browser(view: View, tmp_path: Path) -> None:
-    """A browser lays the page out as a picture that is not blank, in light and in dark."""
+@pytest.mark.parametrize("width", [1180, 520])
+def test_in_a_browser(width: int, view: View, tmp_path: Path) -> None:
+    """A browser lays the page out in the colours of light and of dark, which its own policy lets it use."""
     page = tmp_path / "r.html"
     page.write_text(report_html.page(collect(view, interval=0.2, points=4)), encoding="utf-8")
-    browser = shutil.which("chromium") or shutil.which("google-chrome") or ""
-    pictures = []
-    for scheme in ("1", "0"):
-        picture = tmp_path / f"{scheme}.png"
-        subprocess.run(
-            [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile", "--hide-scrollbars",
-             "--window-size=1180,2000", f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={picture}",
-             page.as_uri()],
-            check=True, capture_output=True, timeout=60,
-        )  # fmt: skip
-        pictures.append(picture.read_bytes())
-    assert all(data.startswith(b"\x89PNG") and len(data) > 30_000 for data in pictures)
-    assert pictures[0] != pictures[1]
+    light, dark = (picture(page.as_uri(), tmp_path, dark=dark, width=width) for dark in (False, True))
+    grounds = re.findall(r"--ground:(#[0-9a-f]{6})", report_html.STYLE)
+    assert [light.corner, dark.corner] == grounds
+    assert light.width == dark.width == width
+    assert min(len(light.data), len(dark.data)) > 30_000, "a page of words and charts, not a blank one"

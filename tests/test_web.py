@@ -26,6 +26,7 @@ if importlib.util.find_spec("typer") is None or importlib.util.find_spec("rich")
 
 from shmcache.cli.output import Code
 
+from .browser_help import picture
 from .cli_help import run
 from .shm_help import wait_for
 
@@ -90,6 +91,13 @@ def test_the_page(served: tuple[str, str]) -> None:
     assert "unsafe" not in policy
     assert f"<style>{STYLE}</style>" in answer.text
     assert not re.search(r"\bstyle=|\bsrc=|\bhref=|<script|url\(|@import", answer.text)
+
+
+def test_in_a_browser(served: tuple[str, str], tmp_path: Path) -> None:
+    """A browser shows the served page in its colours: what the headers forbid, the page does not need."""
+    ground = re.search(r"--ground:(#[0-9a-f]{6})", STYLE)
+    assert ground is not None
+    assert picture(served[1], tmp_path).corner == ground[1]
 
 
 def test_a_page_follows_the_segment(served: tuple[str, str]) -> None:
