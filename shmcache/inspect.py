@@ -11,6 +11,7 @@ I3  A payload of pickle is never decoded here.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -160,7 +161,7 @@ def _posix_row(name: str) -> Found | None:
         return None
     row = Found("posix", name, st.st_uid, st.st_mode & 0o7777, st.st_size)
     if not stat.S_ISREG(st.st_mode):
-        row.problem = f"a regular file wanted, file type 0{stat.S_IFMT(st.st_mode):o} found"
+        row.problem = f"a regular file wanted, {_KINDS.get(stat.S_IFMT(st.st_mode), 'another kind')} found"
         return row
     _read_header(row, catalog.shm_path(name))
     return row
@@ -169,17 +170,28 @@ def _posix_row(name: str) -> Found | None:
 def _sysv_row(name: str) -> Found | None:
     """A segment under the name's key whose header does not say so: damaged, of another layout, or another program's."""
     key = catalog.explicit_key(name)
+    key = catalog.ipc_key("sysv", name) if key is None else key
     try:
-        shm_id = _core.shm_get(catalog.ipc_key("sysv", name) if key is None else key, 0, 0)
+        shm_id = _core.shm_get(key, 0, 0)
         found = _core.shm_stat(shm_id)
     except PermissionError:
-        raise SegmentNotOurs(f"segment sysv:{name}: one that uid {os.geteuid()} may look at wanted, refused found") from None
+        return _not_ours(name, "key", key & 0xFFFFFFFF)
     except OSError:
         return None
     row = Found("sysv", name, found["uid"], found["mode"] & 0o777, found["size"], {}, shm_id, found["key"] & 0xFFFFFFFF)
     row.nattch = found["nattch"]
     _read_header(row, None)
     return row
+
+
+def _not_ours(name: str, field: str, number: int) -> Found:
+    """What everybody may know of a System V segment that this user may not look at."""
+    for line in catalog.sysvipc("shm"):
+        if line[field] & 0xFFFFFFFF == number:
+            row = Found("sysv", name, line["uid"], line["perms"] & 0o777, line["size"], {}, line["shmid"])
+            row.shm_key, row.nattch, row.problem = line["key"] & 0xFFFFFFFF, line["nattch"], os.strerror(errno.EACCES)
+            return row
+    raise SegmentNotOurs(f"segment sysv:{name}: one that uid {os.geteuid()} may look at wanted, refused found")
 
 
 def _by_id(text: str, shm_id: int) -> Found:
@@ -189,7 +201,7 @@ def _by_id(text: str, shm_id: int) -> Found:
     try:
         found = _core.shm_stat(shm_id)
     except PermissionError:
-        raise
+        return _not_ours(text, "shmid", shm_id)
     except OSError:
         raise FileNotFoundError(f"segment: shared-memory id {text[1:]} wanted, none found; `shmcache ls` lists them") from None
     row = Found("sysv", text, found["uid"], found["mode"] & 0o777, found["size"], {}, shm_id, found["key"] & 0xFFFFFFFF)
@@ -198,10 +210,17 @@ def _by_id(text: str, shm_id: int) -> Found:
     return row
 
 
+_KINDS: Final = {
+    stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device", stat.S_IFLNK: "a symbolic link",
+}  # fmt: skip
+
+
 def _copy(path: str) -> Found:
     st = os.stat(path)
     if not stat.S_ISREG(st.st_mode):
-        raise ValueError(f"target: a regular file wanted, file type 0{stat.S_IFMT(st.st_mode):o} found at {path!r}")
+        kind = _KINDS.get(stat.S_IFMT(st.st_mode), "another kind")
+        raise ValueError(f"target: a regular file wanted, {kind} found at {path!r}")
     row = Found("file", path, st.st_uid, st.st_mode & 0o7777, st.st_size)
     _read_header(row, path)
     return row

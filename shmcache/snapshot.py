@@ -18,6 +18,7 @@ I3  Lifetimes are absolute in the file; `remaining` shifts them by the time betw
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 import zlib
@@ -32,7 +33,7 @@ from .engine import Engine
 from .errors import NoSpace, NotSupported, ShmCacheError, ValueTooLarge
 from .inspect import View
 
-__all__ = ["RawCodec", "SnapshotDamaged", "Summary", "load", "save", "verify"]
+__all__ = ["RawCodec", "SnapshotDamaged", "Summary", "load", "replacing", "save", "verify"]
 
 FORMAT: Final = "shmcache-snapshot"
 VERSION: Final = 1
@@ -86,19 +87,34 @@ def save(source: View | Engine, path: str | BinaryIO, *, match: Key = "*", progr
     """
     if not isinstance(path, str):
         return _write(source, path, match, progress)
-    directory = os.path.dirname(os.path.abspath(path))
-    fd, made = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=directory)
+    with replacing(path) as file:
+        return _write(source, file, match, progress)
+
+
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[BinaryIO]:
+    """A new file, mode 0600, that takes the name `path` when the block ends without an exception, and is gone otherwise.
+
+    Raises: OSError with `path` as its filename.
+    """
+    made = ""
     try:
+        if os.path.isdir(path) or not path:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        fd, made = tempfile.mkstemp(prefix=f".{os.path.basename(path)[:200]}.", dir=os.path.dirname(os.path.abspath(path)))
         with os.fdopen(fd, "wb") as file:
-            summary = _write(source, file, match, progress)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.rename(made, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(made)
+    except BaseException as error:
+        if made:
+            with contextlib.suppress(OSError):
+                os.unlink(made)
+        if isinstance(error, OSError) and error.errno is not None and (not made or error.filename in (None, made)):
+            error.filename = path
+            error.filename2 = None
         raise
-    return summary
 
 
 def _write(source: View | Engine, file: BinaryIO, match: Key, progress: Progress | None) -> Summary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
@@ -84,6 +85,7 @@ def dump(
     if isinstance(found, Url):
         with engine_of(target, "r") as engine:
             rows, columns = _engine_rows(engine, match, values), list(ENGINE_COLUMNS)
+            rows = itertools.chain(list(itertools.islice(rows, 1)), rows)  # a refusal comes before the line of names
             return _print(out, columns, rows, sort, limit, values)
     with view_of(found) as view:
         rows = (_row(item) for item in view.items(matches, expired=expired))

@@ -74,21 +74,26 @@ def ttl(target: Look, key: KeyArg, escaped: Escaped = False, as_json: Json = Fal
     return Code.OK
 
 
-def _number(text: str) -> int:
-    return int(text)
-
-
 def _boolean(text: str) -> bool:
     words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if text.lower() not in words:
-        raise ValueError(f"value: true or false wanted, {text!r} found")
     return words[text.lower()]
 
 
 _TYPES: dict[str, Any] = {
-    "str": str, "int": _number, "float": float, "bool": _boolean, "bytes": os.fsencode, "json": json.loads,
+    "str": str, "int": int, "float": float, "bool": _boolean, "bytes": os.fsencode, "json": json.loads,
     "none": lambda text: None,
 }  # fmt: skip
+
+
+def _value(kind: str, text: str) -> Any:
+    """The value written as `text`; what is wrong with it is told without it: it may be a password."""
+    try:
+        return _TYPES[kind](text)
+    except (ValueError, KeyError):
+        raise ValueError(f"value: {_WORDS.get(kind, kind)} wanted, other text found") from None
+
+
+_WORDS = {"json": "JSON", "bool": "true or false", "int": "a whole number", "float": "a number"}
 
 
 @command("set", numbers=True, epilog=(
@@ -119,9 +124,9 @@ def set_(
     name, seconds = key_of(key, escaped), lifetime_of(ttl)
     if value == "-":
         data = sys.stdin.buffer.read()
-        content = data if kind == "bytes" else _TYPES[kind](data.decode())
+        content = data if kind == "bytes" else _value(kind, data.decode())
     else:
-        content = _TYPES[kind](value)
+        content = _value(kind, value)
     with writable(target) as cache:
         store = cache.add if add else cache.replace if replace else cache.set
         stored = store(name, content, seconds, expire_at=expire_at)

@@ -180,6 +180,8 @@ def stats(
     """
     if fmt is StatsFormat.PROMETHEUS:
         return _prometheus(target)
+    if watch and lifetimes:
+        raise ValueError("lifetimes, watch: one of the two wanted, both found")
     out = output(as_json, Format(fmt.value) if fmt else None)
     found = inspect.locate(target)
     with contextlib.ExitStack() as stack:
@@ -268,7 +270,7 @@ WORKERS = [
 ))  # fmt: skip
 def guards(
     target: Look,
-    held: Annotated[bool, typer.Option("--held", help="Only guards that somebody holds.")] = False,
+    held: Annotated[bool, typer.Option("--held", help="Only guards, or slots, that somebody holds.")] = False,
     workers: Annotated[bool, typer.Option("--workers", help="Waits, timeouts and reads of each worker slot instead.")] = False,
     as_json: Json = False,
 ) -> int:
@@ -280,7 +282,7 @@ def guards(
     out = output(as_json)
     with viewed(target, "guards") as view:
         if workers:
-            out.rows(WORKERS, map(_worker_row, view.workers()))
+            out.rows(WORKERS, (_worker_row(w) for w in view.workers() if not held or w.held))
             return Code.OK
         out.rows(GUARDS, (_guard_row(g) for g in view.guards() if not held or g.state != "free"))
         if out.format is Format.TABLE:

@@ -83,6 +83,8 @@ EXIT_CODES: Final = {
 
 _ERRORS: Final[tuple[tuple[type[BaseException], Code], ...]] = (
     (FileNotFoundError, Code.NO_SEGMENT),
+    (IsADirectoryError, Code.USAGE),
+    (NotADirectoryError, Code.USAGE),
     (PermissionError, Code.REFUSED),
     (SegmentNotOurs, Code.REFUSED),
     (NotSupported, Code.REFUSED),

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
-import tempfile
 from types import FrameType
 from typing import Annotated
 
@@ -14,6 +12,7 @@ import typer
 
 from .. import report_html
 from ..report import collect
+from ..snapshot import replacing
 from ..web import Live, Server
 from .app import Look, command, output, viewed
 from .output import Code, message
@@ -36,7 +35,8 @@ def report(
     if to == "-":
         sys.stdout.write(text)
     else:
-        _write(to, text)
+        with replacing(to) as file:
+            file.write(text.encode("utf-8", "backslashreplace"))
         message(f"wrote {to}: {len(found.warnings)} warning{'' if len(found.warnings) == 1 else 's'}")
     return Code.OK
 
@@ -70,16 +70,3 @@ def web(
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-def _write(path: str, text: str) -> None:
-    """Under another name first, so that an old page stays until the new one is whole."""
-    fd, made = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=os.path.dirname(os.path.abspath(path)))
-    try:
-        with os.fdopen(fd, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-        os.rename(made, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(made)
-        raise
