@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import re
@@ -15,12 +16,17 @@ from pathlib import Path
 import pytest
 
 import shmcache
+from shmcache import inspect
 
 if importlib.util.find_spec("typer") is None or importlib.util.find_spec("rich") is None:
     pytest.skip("typer and rich are not installed", allow_module_level=True)
 
+from rich.console import Console
+
 from shmcache.cli.output import EXIT_CODES, Code, escape, human_seconds, json_value, unescape
-from shmcache.cli.top import _press, _Screen
+from shmcache.cli.top import OTHER_LINES, _frame, _press, _Screen
+from shmcache.distribution import survey
+from shmcache.inspect import View
 
 from .cli_help import name_of, on_terminal, posix, run  # noqa: F401
 
@@ -114,6 +120,24 @@ def test_top_on_a_terminal(posix: shmcache.Engine) -> None:
     assert "guards  all free" in text
     assert "user:2" in text
     assert text.index("\x1b[?1049h") < text.index("\x1b[?1049l")
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (200, 50), (60, 16)])
+def test_top_fills_the_screen(width: int, height: int, posix: shmcache.Engine) -> None:
+    """A frame has room for the footer below the keys, whatever the size of the screen, and no line is wrapped."""
+    with shmcache.open(posix.url, mode="a") as engine:
+        for i in range(100):
+            engine.set(f"key:{i}", "x" * i)
+    console = Console(width=width, height=height, file=io.StringIO())
+    with View(inspect.locate(name_of(posix))) as view:  # type: ignore[arg-type]
+        screen = _Screen(height=height, glob="key:*")
+        seen, stats = survey(view, top=200, sample=50), view.stats()
+        lines = console.render_lines(_frame(view, stats, stats, 1.0, seen, screen), pad=False)
+    text = ["".join(segment.text for segment in line).rstrip() for line in lines]
+    assert len(text) == height - 1
+    assert text[-1].startswith("q quit   s most used/largest")
+    assert text[0] == f"posix:{name_of(posix)}  ok"
+    assert sum("key:" in line for line in text[:-1]) == height - OTHER_LINES
 
 
 def test_top_keys() -> None:

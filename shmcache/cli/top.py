@@ -30,6 +30,8 @@ from .output import Code, Column, human_bytes, human_plain, human_seconds, human
 RATES = ("hits", "misses", "sets", "deletes", "expired", "evicted", "guard_waits", "corrupt")
 SAMPLE = 20_000
 """Items looked at for the key table, about 50 ms of work; a larger cache is sampled."""
+OTHER_LINES = 13
+"""Lines of a frame that are no keys, the last one of the screen included."""
 KEYS_EVERY = 2.0
 """Seconds between two looks at the keys."""
 
@@ -41,6 +43,7 @@ class _Screen:
     hot: bool = True
     glob: str = "*"
     typing: str | None = None  #: a filter being typed
+    height: int = 24  #: lines of the terminal
 
 
 @command("top", epilog="  shmcache top sessions\n  shmcache top sessions --json --count 10 --interval 1")
@@ -74,6 +77,7 @@ def top(
                 if now - looked >= KEYS_EVERY:
                     keys, looked = survey(view, sample=SAMPLE, top=200), now
                 stats = view.stats()
+                screen.height = live.console.size.height
                 live.update(_frame(view, stats, before, now - then, keys, screen), refresh=True)
                 before, then, frames = stats, now, frames + 1
     return Code.OK
@@ -146,20 +150,22 @@ def _frame(view: View, stats: dict[str, int], before: dict[str, int], seconds: f
     used = 1 - stats["pages_free"] / stats["pages"]
     live, dead, word = human_bytes(stats["bytes"]), human_bytes(stats["dead_bytes"]), inspect.status(found, view)
     head = Text.assemble(
-        (f"{found.form}:{human_plain(found.name)}", "bold"),
-        f"  {human_bytes(header['size'])}  guards {header['n_shards']}  made {age} ago  {stats['items']:,} items  ",
-        f"{live} live  {dead} dead  ",
+        (f"{found.form}:{human_plain(found.name)}", "bold"), "  ",
         (word, "green" if word in ("ok", "copy") else "bold red"),
-    )
-    rates = Table.grid(padding=(0, 3))
+        f"\n{human_bytes(header['size'])}  {stats['items']:,} items  {live} live  {dead} dead  {header['n_shards']} guards  ",
+        f"made {age} ago",
+        overflow="ellipsis", no_wrap=True,
+    )  # fmt: skip
+    rates = Table.grid(padding=(0, 2))
+    rates.add_column(no_wrap=True)
     for _ in RATES:
-        rates.add_column(justify="right")
-    rates.add_row(*(Text(f"{name}/s", style="dim") for name in RATES))
-    rates.add_row(*(Text(f"{(stats[name] - before[name]) / seconds:,.0f}", style=_alarm(name, stats, before)) for name in RATES))
+        rates.add_column(justify="right", min_width=7, no_wrap=True)
+    rates.add_row("", *(Text(name.replace("guard_", ""), style="dim") for name in RATES))
+    now = (Text(f"{(stats[n] - before[n]) / seconds:,.0f}", style=_alarm(n, stats, before)) for n in RATES)
+    rates.add_row(Text("a second", style="dim"), *now)
     ratios = Text(f"hit ratio  now {human_share(_ratio(stats, before))}   since creation {human_share(hit_ratio(stats))}")
-    return Group(
-        head, Text(), rates, ratios, _bar("fill", used), _guards(view), Text(), _keys(keys, screen), _footer(keys, screen)
-    )
+    guards = _guards(view)
+    return Group(head, Text(), rates, ratios, _bar("fill", used), guards, Text(), _keys(keys, screen), _footer(keys, screen))
 
 
 def _alarm(name: str, stats: dict[str, int], before: dict[str, int]) -> str:
@@ -177,7 +183,8 @@ def _guards(view: View) -> Text:
         return Text("guards  all free", style="dim")
     words = ", ".join(f"shard {g.shard} {g.state} by {g.pid} {human_plain(g.command)}" for g in held[:4])
     more = f" and {len(held) - 4} more" if len(held) > 4 else ""
-    return Text(f"guards  {words}{more}", style="bold red" if any(g.state in ("dead", "stopped") for g in held) else "yellow")
+    style = "bold red" if any(g.state in ("dead", "stopped") for g in held) else "yellow"
+    return Text(f"guards  {words}{more}", no_wrap=True, overflow="ellipsis", style=style)
 
 
 def _keys(keys: Survey, screen: _Screen) -> Table:
@@ -186,7 +193,7 @@ def _keys(keys: Survey, screen: _Screen) -> Table:
         table.add_column(name, justify="left" if name in ("key", "type") else "right", no_wrap=True, overflow="ellipsis")
     matches = compile_glob(screen.glob)
     chosen: list[Item] = [i for i in (keys.hottest if screen.hot else keys.biggest) if i.key is not None and matches(i.key)]
-    for i in chosen[:15]:
+    for i in chosen[: max(screen.height - OTHER_LINES, 1)]:
         table.add_row(
             human_bytes(i.size), str(i.use), human_seconds(i.ttl), human_seconds(i.age), i.type, Text(human_plain(i.key))
         )
@@ -198,4 +205,4 @@ def _footer(keys: Survey, screen: _Screen) -> Text:
         return Text(f"filter: {screen.typing}▏", style="bold")
     seen = "" if keys.share == 1 else f"   keys from {keys.share:.1%} of the segment"
     shown = "" if screen.glob == "*" else f"   filter {screen.glob}"
-    return Text(f"q quit   s most used/largest   f filter{shown}{seen}", style="dim")
+    return Text(f"q quit   s most used/largest   f filter{shown}{seen}", style="dim", no_wrap=True, overflow="ellipsis")
