@@ -156,6 +156,14 @@ def gc(grace: float = GRACE, *, dry_run: bool = False) -> list[str]:
                 if not dry_run:
                     os.unlink(entry.path)
     found = list_segments()
+    for row in found:
+        made = row.header.get("created_ns", 0) / 1e9
+        if row.form == "anon" and row.nattch == 0 and row.uid == uid and now - made >= grace:
+            removed.append(f"memory {row.shm_id} (anon:{row.name}): its creator died before it was in use")
+            if not dry_run:
+                with contextlib.suppress(OSError):
+                    _core.shm_remove(row.shm_id)
+                row.header = {}
     used = {f.header["sem_id"] for f in found if f.header}
     keys = {((ipc_key(f.form, f.name) + i) & 0x7FFFFFFF) or 1 for f in found for i in range(16)}
     for line in sysvipc("sem"):

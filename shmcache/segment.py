@@ -22,7 +22,6 @@ import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, Final
 
 from . import _core
@@ -39,7 +38,8 @@ from .catalog import (
     shm_path,
     sysvipc,
 )
-from .errors import LayoutMismatch, NoSpace, NotSupported, SegmentInvalid, SegmentNotOurs, ShmCacheError
+from .errors import LayoutMismatch, NoSpace, SegmentInvalid, SegmentNotOurs, ShmCacheError
+from .refusal import calling, no_memory, package, refused
 from .wish import Wish, check_header, refuse_mode, refuse_owner
 
 __all__ = ["Attachment", "forget_anon", "open_segment", "remove", "unlink"]
@@ -74,24 +74,17 @@ class Attachment:
             self.fd = -1
 
 
-def _package(name: str) -> ModuleType:
-    try:
-        return __import__(name)
-    except ImportError as error:
-        raise NotSupported(
-            f"create and unlink: the package {name} wanted, it cannot be imported here ({error}); attaching works without it"
-        ) from error
-
-
 def require_packages(form: str) -> None:
     """Import what removing a segment of this form needs; NotSupported names what is missing."""
     for name in ("posix_ipc", "sysv_ipc") if form == "posix" else ("sysv_ipc",):
-        _package(name)
+        package(name)
 
 
 def _header_sem(header: dict[str, Any], wish: Wish) -> int:
     """The set the header names, if it is that very set; -1 in mode r without it."""
     what, sem_id = f"semaphores of segment {header['name']}", int(header["sem_id"])
+    if header["successor"] == _core.SUCCESSOR_REMOVED:
+        return -1  # nobody writes into it any more
     try:
         found = _core.sem_stat(sem_id)
     except OSError as error:
@@ -99,6 +92,8 @@ def _header_sem(header: dict[str, Any], wish: Wish) -> int:
             return -1
         if error.errno == errno.EACCES:
             raise SegmentNotOurs(f"{what}: a set that uid {os.geteuid()} may use wanted, refused by the kernel found") from error
+        if error.errno not in (errno.EIDRM, errno.EINVAL):
+            raise
         raise SegmentInvalid(
             f"{what}: set {sem_id} wanted, none found: somebody removed it; `shmcache rm` removes the segment"
         ) from error
@@ -120,8 +115,8 @@ def _sets_in_use(name: str) -> set[int]:
     return {f.header["sem_id"] for f in list_segments() if f.header and f.header["name"] != name}
 
 
-def _find_set(wish: Wish, n_sems: int) -> tuple[int, int]:
-    """(id, key) of the set of this name, made if there is none. OSError: somebody else was faster, start over."""
+def _find_set(wish: Wish) -> tuple[int, int, bool]:
+    """(id, key, made) of the set of this name, made if there is none. OSError: somebody else was faster, start over."""
     base, free, used = ipc_key(wish.form, wish.name), 0, None
     for i in range(PROBES):
         key = ((base + i) & 0x7FFFFFFF) or 1
@@ -137,38 +132,53 @@ def _find_set(wish: Wish, n_sems: int) -> tuple[int, int]:
             raise
         used = _sets_in_use(full_name(wish.form, wish.name)) if used is None else used
         if sem_id not in used and found["uid"] in wish.owners and found["cuid"] in wish.owners | {0}:
-            return sem_id, key
+            return sem_id, key, False
     if not free:
         raise SegmentNotOurs(f"semaphores of segment {wish.name}: a free key among {PROBES} from 0x{base:x} wanted, none found")
+    return _make_set(wish, free), free, True
+
+
+def _make_set(wish: Wish, key: int) -> int:
+    n_sems = wish.plan["n_sems"]
     try:
-        made: int = _core.sem_get(free, n_sems, IPC_CREAT | IPC_EXCL | wish.perms)
-        return made, free
+        made: int = _core.sem_get(key, n_sems, IPC_CREAT | IPC_EXCL | wish.perms)
+        return made
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise NoSpace(
-                f"semaphores: a set of {n_sems} wanted, the system's limits leave none (kernel.sem; `ipcs -s`)"
+                f"segment {wish.name}: a set of {n_sems} semaphores wanted, none left by the limits found (kernel.sem; `ipcs -s`)"
             ) from error
         raise
 
 
 @contextlib.contextmanager
 def _elected(wish: Wish, until: float) -> Iterator[tuple[int, int]]:
-    """Holds the lifecycle semaphore of the name's set. OSError with an errno of _RETRY: start over."""
+    """Holds the lifecycle semaphore of the name's set. OSError with an errno of _RETRY: start over.
+
+    A set made here goes again when what is done inside fails; one that was found stays.
+    """
     n_sems = wish.plan["n_sems"]
-    sem_id, key = _find_set(wish, n_sems)
-    while not _core.lifecycle_enter(sem_id, 0.25):
-        if time.monotonic() > until:
-            raise ShmCacheError(
-                f"segment {wish.name}: its creator to finish within {PATIENCE:g} s wanted, set {sem_id} still held found"
-            )
+    sem_id, key, made = _find_set(wish)
+    entered = False
     try:
+        while not (entered := _core.lifecycle_enter(sem_id, 0.25)):
+            if time.monotonic() > until:
+                raise ShmCacheError(
+                    f"segment {wish.name}: its creator to finish within {PATIENCE:g} s wanted, set {sem_id} still held found"
+                )
         if _core.sem_stat(sem_id)["n_sems"] != n_sems:
             _core.sem_remove(sem_id)  # left by a creator of another geometry; waiters meet EIDRM and start over
             raise OSError(errno.EIDRM, "semaphore set of another size")
         yield sem_id, key
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if made and (entered or _core.lifecycle_enter(sem_id, 0)):
+                _core.sem_remove(sem_id)
+        raise
     finally:
         with contextlib.suppress(OSError):
-            _core.lifecycle_leave(sem_id)
+            if entered:
+                _core.lifecycle_leave(sem_id)
 
 
 def _prepare_set(wish: Wish, sem_id: int) -> bool:
@@ -197,7 +207,9 @@ def _attach_posix(wish: Wish) -> Attachment | None:
             "owner=user or perms="
         ) from error
     except OSError as error:
-        raise SegmentNotOurs(f"{what}: a regular file wanted, {error.strerror} found") from error
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV):
+            raise SegmentNotOurs(f"{what}: a regular file wanted, {error.strerror} found") from error
+        raise OSError(error.errno, f"open: {error.strerror}") from error
     try:
         st = os.fstat(fd)
         if not stat.S_ISREG(st.st_mode):
@@ -214,28 +226,36 @@ def _attach_posix(wish: Wish) -> Attachment | None:
         raise
 
 
-def _create_posix(wish: Wish, sem_id: int, sem_key: int) -> None:
-    posix_ipc = _package("posix_ipc")
+def _create_posix(wish: Wish, sem_id: int, sem_key: int) -> dict[str, Any]:
+    posix_ipc = package("posix_ipc")
     size: int = wish.plan["size"]
     private = f"{PRIVATE}{os.getpid()}.{secrets.token_hex(4)}.{wish.name}"[:254]
-    shm = posix_ipc.SharedMemory("/" + private, posix_ipc.O_CREX, mode=0o600)
+    with calling("shm_open", posix_ipc):
+        shm = posix_ipc.SharedMemory("/" + private, posix_ipc.O_CREX, mode=0o600)
     try:
         try:
-            os.ftruncate(shm.fd, size)
-            os.posix_fallocate(shm.fd, 0, size)
+            with calling("ftruncate"):
+                os.ftruncate(shm.fd, size)
+            with calling("posix_fallocate"):
+                os.posix_fallocate(shm.fd, 0, size)
         except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.ENOMEM, errno.EINVAL):
+                raise
             space = os.statvfs(SHM_DIR)
             raise NoSpace(
                 f"segment {wish.name}: {size} bytes in {SHM_DIR} wanted, {space.f_bavail * space.f_frsize} of "
                 f"{space.f_blocks * space.f_frsize} found free ({error.strerror}); give a smaller size=, a larger {SHM_DIR} "
                 "(docker run --shm-size, mount -o remount,size=) or sysv:///"
             ) from error
-        os.fchmod(shm.fd, wish.perms)
+        with calling("fchmod"):
+            os.fchmod(shm.fd, wish.perms)
         if wish.uid >= 0 or wish.gid >= 0:
-            os.fchown(shm.fd, wish.uid, wish.gid)
+            with calling("fchown"):
+                os.fchown(shm.fd, wish.uid, wish.gid)
         undo = _prepare_set(wish, sem_id)
-        _core.format(shm.fd, -1, wish.fields(sem_id, sem_key, 0, undo))
+        header = _core.format(shm.fd, -1, wish.fields(sem_id, sem_key, 0, undo))
         _core.rename_noreplace(f"{SHM_DIR}/{private}", shm_path(wish.name))
+        return header
     except BaseException:
         with contextlib.suppress(Exception):
             posix_ipc.unlink_shared_memory("/" + private)
@@ -266,7 +286,7 @@ def _find_sysv(wish: Wish) -> tuple[int, int, dict[str, Any] | None, int]:
         except OSError as error:
             if error.errno == errno.ENOENT:
                 free = free or key
-                break
+                continue  # ours may lie further on: what had this key when it was made is gone
             if error.errno == errno.EACCES:
                 if explicit_key(wish.name) is None and free == 0:
                     continue
@@ -301,51 +321,52 @@ def _attach_sysv(wish: Wish) -> Attachment | None:
 
 def _make_shm(wish: Wish, key: int | None) -> int:
     """A fresh zeroed System V segment, detached; key None: private."""
-    sysv_ipc = _package("sysv_ipc")
+    sysv_ipc = package("sysv_ipc")
     size: int = wish.plan["size"]
+    before = {row["shmid"] for row in sysvipc("shm")}
     try:
-        shm = sysv_ipc.SharedMemory(
-            sysv_ipc.IPC_PRIVATE if key is None else key, sysv_ipc.IPC_CREX, wish.perms, size, init_character=b"\0"
-        )
-    except (MemoryError, ValueError, OSError) as error:
-        _remove_unattached(key or 0, size)
+        with calling("shmget, shmat", sysv_ipc):
+            shm = sysv_ipc.SharedMemory(
+                sysv_ipc.IPC_PRIVATE if key is None else key, sysv_ipc.IPC_CREX, wish.perms, size, init_character=b"\0"
+            )
+    except OSError as error:
+        _remove_new(key or 0, size, before)
+        if error.errno not in (errno.ENOMEM, errno.ENOSPC, errno.EINVAL):
+            raise
         raise NoSpace(
-            f"segment {wish.name}: {size} bytes of System V memory wanted, refused found ({error}); see kernel.shmmax, "
+            f"segment {wish.name}: {size} bytes of System V memory wanted, refused found ({error.strerror}); see kernel.shmmax, "
             "kernel.shmall and kernel.shmmni"
         ) from error
-    except sysv_ipc.ExistentialError as error:
-        raise OSError(errno.EEXIST, str(error)) from error
     shm_id: int = shm.id
-    shm.detach()
+    with contextlib.suppress(sysv_ipc.Error):  # what stays attached goes with the process
+        shm.detach()
     if wish.uid >= 0 or wish.gid >= 0:
         uid, gid = (os.geteuid() if wish.uid < 0 else wish.uid), (os.getegid() if wish.gid < 0 else wish.gid)
-        _core.shm_owner(shm_id, uid, gid, wish.perms)
+        try:
+            _core.shm_owner(shm_id, uid, gid, wish.perms)
+        except OSError:
+            _core.shm_remove(shm_id)
+            raise
     return shm_id
 
 
-def _remove_unattached(key: int, size: int) -> None:
+def _remove_new(key: int, size: int, before: set[int]) -> None:
     """sysv_ipc has made the segment when attaching it fails, and keeps its id to itself."""
     for row in sysvipc("shm"):
-        mine = row["cpid"] == os.getpid() and row["nattch"] == 0 and row["size"] == size
+        mine = row["cpid"] == os.getpid() and row["size"] == size and row["shmid"] not in before
         if mine and row["key"] & 0xFFFFFFFF == key & 0xFFFFFFFF:
             with contextlib.suppress(OSError):
                 _core.shm_remove(row["shmid"])
 
 
-def no_memory(name: str, size: int, error: OSError) -> NoSpace:
-    return NoSpace(
-        f"segment {name}: {size} bytes of address space wanted, refused found ({error.strerror}); see `ulimit -v`"
-    )
-
-
-def _create_sysv(wish: Wish, sem_id: int, sem_key: int) -> None:
+def _create_sysv(wish: Wish, sem_id: int, sem_key: int) -> dict[str, Any]:
     stale, key, _, _ = _find_sysv(wish)
     if stale >= 0:
         _core.shm_remove(stale)  # a creator died half-way: the lifecycle semaphore is ours, so nobody is making it
     undo = _prepare_set(wish, sem_id)
     shm_id = _make_shm(wish, key)
     try:
-        _core.format(-1, shm_id, wish.fields(sem_id, sem_key, key, undo))
+        return _core.format(-1, shm_id, wish.fields(sem_id, sem_key, key, undo))
     except BaseException:
         _core.shm_remove(shm_id)
         raise
@@ -356,7 +377,7 @@ def _open_anon(wish: Wish) -> Attachment:
     while True:
         key = ANON_KEYS | secrets.randbelow(1 << 24)
         with contextlib.suppress(FileExistsError):
-            sem_id = _core.sem_get(key, wish.plan["n_sems"], IPC_CREAT | IPC_EXCL | wish.perms)
+            sem_id = _make_set(wish, key)
             break
     shm_id = -1
     try:
@@ -382,78 +403,119 @@ def open_segment(form: str, name: str, options: dict[str, Any], like: dict[str, 
     Raises: FileNotFoundError (a, r), FileExistsError (x), ValueError for impossible geometry, NoSpace, LayoutMismatch,
     SegmentNotOurs, SegmentInvalid, NotSupported. Nothing of a failed creation is left.
     """
-    wish = Wish(form, name, options, like)
-    if form == "anon":
-        try:
-            return _open_anon(wish)
-        except OSError as error:
-            if error.errno == errno.ENOMEM:
-                raise no_memory(name, wish.plan["size"], error) from error
+    wish, what = Wish(form, name, options, like), full_name(form, name)
+    try:
+        return _open_anon(wish) if form == "anon" else _open_named(wish, what)
+    except OSError as error:
+        if error.filename == what:  # said by this module
             raise
-    attach, create = (_attach_posix, _create_posix) if form == "posix" else (_attach_sysv, _create_sysv)
-    until, made = time.monotonic() + PATIENCE, False
+        if error.errno == errno.ENOMEM:
+            raise no_memory(name, wish.plan["size"], error) from error
+        raise refused(f"segment {what}", error) from error
+
+
+def _open_named(wish: Wish, what: str) -> Attachment:
+    attach, create = (_attach_posix, _create_posix) if wish.form == "posix" else (_attach_sysv, _create_sysv)
+    until, made = time.monotonic() + PATIENCE, dict[str, Any]()
     while True:
         try:
             found = attach(wish)
-        except OSError as error:
-            if error.errno not in _RETRY or time.monotonic() > until:
-                raise
+        except BaseException as error:
+            if isinstance(error, OSError) and error.errno in _RETRY and time.monotonic() < until:
+                continue
+            if made:
+                unlink(wish.form, wish.name, made)
+            raise
+        if found is not None and found.header["successor"] == _core.SUCCESSOR_REMOVED and wish.mode != "r":
+            found.close()
+            if time.monotonic() > until:
+                raise SegmentInvalid(f"segment {what}: one in use wanted, one whose removal does not end found; `shmcache rm`")
+            unlink(wish.form, wish.name, found.header)  # its remover died half-way, or is at it
             continue
         if found is not None:
             if wish.mode == "x" and not made:
                 found.close()
-                raise FileExistsError(errno.EEXIST, "segment exists, mode=x wanted none", full_name(form, name))
-            found.created = made
+                raise FileExistsError(errno.EEXIST, "segment exists, mode=x wanted none", what)
+            found.created = bool(made)
             return found
         if wish.mode in ("a", "r"):
-            raise FileNotFoundError(errno.ENOENT, f"segment wanted (mode={wish.mode}), none found", full_name(form, name))
+            raise FileNotFoundError(errno.ENOENT, f"segment wanted (mode={wish.mode}), none found", what)
         try:
             with _elected(wish, until) as (sem_id, key):
                 if (there := attach(wish)) is not None:  # somebody was faster
                     there.close()
                     continue
                 try:
-                    create(wish, sem_id, key)
-                    made = True
+                    made = create(wish, sem_id, key)
                 except BaseException:
                     with contextlib.suppress(OSError):
                         _core.sem_remove(sem_id)
                     raise
         except OSError as error:
-            if error.errno == errno.ENOMEM:
-                raise no_memory(name, wish.plan["size"], error) from error
             if error.errno not in _RETRY or time.monotonic() > until:
                 raise
 
 
 def forget_anon(att: Attachment) -> None:
     """Mark an attached anonymous segment for removal: the kernel counts its users and frees it with the last."""
-    _core.shm_remove(att.shm_id)
+    try:
+        _core.shm_remove(att.shm_id)
+    except OSError as error:
+        raise refused(f"segment anon:{att.name}", error) from error
 
 
 def unlink(form: str, name: str, header: dict[str, Any]) -> None:
-    """Remove segment, then semaphores. A segment that was replaced meanwhile under the name stays."""
-    sysv_ipc = _package("sysv_ipc")
-    if form == "posix":
-        posix_ipc = _package("posix_ipc")
-        with contextlib.suppress(FileNotFoundError, SegmentInvalid, LayoutMismatch):
+    """Remove segment, then semaphores. A segment that was replaced meanwhile under the name stays: who creates one under it
+    holds the lifecycle semaphore of the old set for as long as that is there, and so does this.
+
+    Raises: ShmCacheError naming the call that the system refused; calling it again goes on from there.
+    """
+    sysv_ipc, sem_id, held = package("sysv_ipc"), header["sem_id"], False
+    try:
+        with contextlib.suppress(OSError):
+            held = _core.sem_stat(sem_id)["ctime"] == header["sem_ctime"] and _core.lifecycle_enter(sem_id, 1.0)
+        if form == "posix":
+            _unlink_posix(name, header)
+        elif form == "sysv":
+            with contextlib.suppress(SegmentInvalid, LayoutMismatch), _gone():
+                shm_id = _core.shm_get(header["shm_key"], 0, 0)
+                if _core.read_header(-1, shm_id, _core.shm_stat(shm_id)["size"])["uuid"] == header["uuid"]:
+                    with calling("shmctl IPC_RMID", sysv_ipc):
+                        sysv_ipc.remove_shared_memory(shm_id)
+        with _gone():
+            if _core.sem_stat(sem_id)["ctime"] == header["sem_ctime"]:
+                with calling("semctl IPC_RMID", sysv_ipc):
+                    sysv_ipc.remove_semaphore(sem_id)
+    except OSError as error:
+        raise refused(f"segment {full_name(form, name)}", error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            if held:
+                _core.lifecycle_leave(sem_id)
+
+
+def _unlink_posix(name: str, header: dict[str, Any]) -> None:
+    posix_ipc = package("posix_ipc")
+    with contextlib.suppress(FileNotFoundError, SegmentInvalid, LayoutMismatch):
+        with calling("open"):
             fd = os.open(shm_path(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                same = _core.read_header(fd, -1, os.fstat(fd).st_size)["uuid"] == header["uuid"]
-            finally:
-                os.close(fd)
-            if same:
-                with contextlib.suppress(posix_ipc.ExistentialError):
-                    posix_ipc.unlink_shared_memory(f"/{PREFIX}{name}")
-    elif form == "sysv":
-        for found in list_segments():
-            if found.form == "sysv" and found.header.get("uuid") == header["uuid"]:
-                with contextlib.suppress(sysv_ipc.ExistentialError):
-                    sysv_ipc.remove_shared_memory(found.shm_id)
-    with contextlib.suppress(OSError):
-        if _core.sem_stat(header["sem_id"])["ctime"] == header["sem_ctime"]:
-            with contextlib.suppress(sysv_ipc.ExistentialError):
-                sysv_ipc.remove_semaphore(header["sem_id"])
+        try:
+            same = _core.read_header(fd, -1, os.fstat(fd).st_size)["uuid"] == header["uuid"]
+        finally:
+            os.close(fd)
+        if same:
+            with contextlib.suppress(FileExistsError), calling("shm_unlink", posix_ipc):  # ExistentialError: it is gone
+                posix_ipc.unlink_shared_memory(f"/{PREFIX}{name}")
+
+
+@contextlib.contextmanager
+def _gone() -> Iterator[None]:
+    """Passes over the errors that say that somebody else has removed it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _RETRY:
+            raise
 
 
 def remove(found: Found) -> None:

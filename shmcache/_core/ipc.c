@@ -49,14 +49,18 @@ int sc_lifecycle_leave(int sem_id) { return sc_sem_op(sem_id, SC_SEM_LIFECYCLE, 
 int sc_sem_set_guards(int sem_id, u32 n_shards, u32 n_sems)
 {
     union sc_semun arg;
-    for (u32 i = 1; i < n_sems; i++) {
+    unsigned short *found = (unsigned short *)calloc(n_sems, sizeof *found);
+    int err = found == NULL ? ENOMEM : 0;
+    arg.array = found;
+    if (err == 0 && semctl(sem_id, 0, GETALL, arg) != 0)
+        err = errno;
+    for (u32 i = 1; err == 0 && i < n_sems; i++) {
         arg.val = i <= n_shards ? 1 : 0;
-        if (arg.val == 0 && semctl(sem_id, (int)i, GETVAL) == 0)
-            continue;
-        if (semctl(sem_id, (int)i, SETVAL, arg) != 0)
-            return errno;
+        if (found[i] != arg.val && semctl(sem_id, (int)i, SETVAL, arg) != 0)
+            err = errno;
     }
-    return 0;
+    free(found);
+    return err;
 }
 
 struct probe {

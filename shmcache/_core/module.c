@@ -128,6 +128,17 @@ static int put_ll(PyObject *d, const char *name, unsigned long v)
     return dict_put(d, name, PyLong_FromUnsignedLong(v));
 }
 
+/* OSError that names the call, from errno. */
+PyObject *os_error(const char *call)
+{
+    int err = errno;
+    PyObject *text = PyUnicode_FromFormat("%s: %s", call, strerror(err)), *args = NULL;
+    if (text != NULL && (args = Py_BuildValue("(iN)", err, text)) != NULL)
+        PyErr_SetObject(PyExc_OSError, args);
+    Py_XDECREF(args);
+    return NULL;
+}
+
 /* ---- functions for segment.py ------------------------------------------------------------------------------------- */
 
 static int take_u64(PyObject *d, const char *name, u64 *out)
@@ -247,7 +258,7 @@ static PyObject *core_format(PyObject *module, args_t args, Py_ssize_t nargs)
     u8 *base = fd >= 0 ? (u8 *)mmap(NULL, (size_t)h.size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
                        : (u8 *)shmat(shm_id, NULL, 0);
     if (base == MAP_FAILED)
-        return PyErr_SetFromErrno(PyExc_OSError);
+        return os_error(fd >= 0 ? "mmap" : "shmat");
     sc_format(base, &h);
     if (fd >= 0)
         munmap(base, (size_t)h.size);
@@ -256,7 +267,8 @@ static PyObject *core_format(PyObject *module, args_t args, Py_ssize_t nargs)
     return header_dict(&h);
 }
 
-/* read_header(fd, shm_id, size) -> dict; SegmentInvalid or LayoutMismatch say what is wrong. */
+/* read_header(fd, shm_id, size) -> dict, with the successor word of the moment; SegmentInvalid or LayoutMismatch say what is
+ * wrong. */
 static PyObject *core_read_header(PyObject *module, args_t args, Py_ssize_t nargs)
 {
     core_state *st = (core_state *)PyModule_GetState(module);
@@ -266,7 +278,7 @@ static PyObject *core_read_header(PyObject *module, args_t args, Py_ssize_t narg
     unsigned long long size = PyLong_AsUnsignedLongLong(args[2]);
     if (PyErr_Occurred())
         return NULL;
-    u8 page[SC_HEADER_SIZE];
+    u8 page[SC_CONTROL_OFF + 8];
     char msg[400];
     int mismatch;
     sc_header_t h;
@@ -274,11 +286,11 @@ static PyObject *core_read_header(PyObject *module, args_t args, Py_ssize_t narg
     if (fd >= 0) {
         ssize_t n = pread(fd, page, sizeof page, 0);
         if (n < 0)
-            return PyErr_SetFromErrno(PyExc_OSError);
+            return os_error("pread");
     } else {
         u8 *base = (u8 *)shmat(shm_id, NULL, SHM_RDONLY);
         if (base == (u8 *)-1)
-            return PyErr_SetFromErrno(PyExc_OSError);
+            return os_error("shmat");
         sc_copy(page, base, size < sizeof page ? (size_t)size : sizeof page);
         sc_shm_detach(base, shm_id, sc_header_check(page, size, &h, &mismatch, msg, sizeof msg) == NULL ? &h : NULL);
     }
@@ -286,7 +298,12 @@ static PyObject *core_read_header(PyObject *module, args_t args, Py_ssize_t narg
         PyErr_SetString(mismatch ? st->LayoutMismatch : st->SegmentInvalid, msg);
         return NULL;
     }
-    return header_dict(&h);
+    u64 successor;
+    memcpy(&successor, page + SC_CONTROL_OFF, sizeof successor);
+    PyObject *d = header_dict(&h);
+    if (d != NULL && dict_put(d, "successor", PyLong_FromUnsignedLongLong(successor)) != 0)
+        Py_CLEAR(d);
+    return d;
 }
 
 static int ints(const char *fn, args_t args, Py_ssize_t nargs, int n, long long *out)
@@ -302,11 +319,11 @@ static int ints(const char *fn, args_t args, Py_ssize_t nargs, int n, long long 
     }
     return 0;
 }
-static PyObject *answer(int r) { return r < 0 ? PyErr_SetFromErrno(PyExc_OSError) : PyLong_FromLong(r); }
-static PyObject *answer_errno(int err)
+static PyObject *answer(const char *call, int r) { return r < 0 ? os_error(call) : PyLong_FromLong(r); }
+static PyObject *answer_errno(const char *call, int err)
 {
     errno = err;
-    return err != 0 ? PyErr_SetFromErrno(PyExc_OSError) : Py_NewRef(Py_None);
+    return err != 0 ? os_error(call) : Py_NewRef(Py_None);
 }
 
 /* sem_get(key, n_sems, flags) -> id of a set; OSError as semget gives it. */
@@ -314,13 +331,13 @@ static PyObject *core_sem_get(PyObject *m, args_t args, Py_ssize_t nargs)
 {
     long long a[3];
     (void)m;
-    return ints("sem_get", args, nargs, 3, a) ? NULL : answer(semget((key_t)a[0], (int)a[1], (int)a[2]));
+    return ints("sem_get", args, nargs, 3, a) ? NULL : answer("semget", semget((key_t)a[0], (int)a[1], (int)a[2]));
 }
 static PyObject *core_shm_get(PyObject *m, args_t args, Py_ssize_t nargs)
 {
     long long a[3];
     (void)m;
-    return ints("shm_get", args, nargs, 3, a) ? NULL : answer(shmget((key_t)a[0], (size_t)a[1], (int)a[2]));
+    return ints("shm_get", args, nargs, 3, a) ? NULL : answer("shmget", shmget((key_t)a[0], (size_t)a[1], (int)a[2]));
 }
 static PyObject *perm_dict(const struct ipc_perm *p)
 {
@@ -337,7 +354,7 @@ static PyObject *core_sem_stat(PyObject *m, PyObject *arg)
     if (id == -1 && PyErr_Occurred())
         return NULL;
     if (semctl((int)id, 0, IPC_STAT, u) < 0)
-        return PyErr_SetFromErrno(PyExc_OSError);
+        return os_error("semctl IPC_STAT");
     PyObject *d = perm_dict(&ds.sem_perm);
     if (d != NULL && (put_ll(d, "n_sems", (unsigned long)ds.sem_nsems) | put_ll(d, "ctime", (unsigned long)ds.sem_ctime)) != 0)
         Py_CLEAR(d);
@@ -351,7 +368,7 @@ static PyObject *core_shm_stat(PyObject *m, PyObject *arg)
     if (id == -1 && PyErr_Occurred())
         return NULL;
     if (shmctl((int)id, IPC_STAT, &ds) < 0)
-        return PyErr_SetFromErrno(PyExc_OSError);
+        return os_error("shmctl IPC_STAT");
     PyObject *d = perm_dict(&ds.shm_perm);
     if (d != NULL && (put_ll(d, "size", ds.shm_segsz) | put_ll(d, "nattch", ds.shm_nattch) | put_ll(d, "ctime", (unsigned long)ds.shm_ctime) |
                       put_ll(d, "cpid", (unsigned long)ds.shm_cpid)) != 0)
@@ -368,11 +385,11 @@ static PyObject *core_sem_owner(PyObject *m, args_t args, Py_ssize_t nargs)
     if (ints("sem_owner", args, nargs, 4, a) != 0)
         return NULL;
     if (semctl((int)a[0], 0, IPC_STAT, u) < 0)
-        return PyErr_SetFromErrno(PyExc_OSError);
+        return os_error("semctl IPC_STAT");
     ds.sem_perm.uid = (uid_t)a[1];
     ds.sem_perm.gid = (gid_t)a[2];
     ds.sem_perm.mode = (unsigned short)a[3];
-    return answer(semctl((int)a[0], 0, IPC_SET, u));
+    return answer("semctl IPC_SET", semctl((int)a[0], 0, IPC_SET, u));
 }
 static PyObject *core_shm_owner(PyObject *m, args_t args, Py_ssize_t nargs)
 {
@@ -382,29 +399,29 @@ static PyObject *core_shm_owner(PyObject *m, args_t args, Py_ssize_t nargs)
     if (ints("shm_owner", args, nargs, 4, a) != 0)
         return NULL;
     if (shmctl((int)a[0], IPC_STAT, &ds) < 0)
-        return PyErr_SetFromErrno(PyExc_OSError);
+        return os_error("shmctl IPC_STAT");
     ds.shm_perm.uid = (uid_t)a[1];
     ds.shm_perm.gid = (gid_t)a[2];
     ds.shm_perm.mode = (unsigned short)a[3];
-    return answer(shmctl((int)a[0], IPC_SET, &ds));
+    return answer("shmctl IPC_SET", shmctl((int)a[0], IPC_SET, &ds));
 }
 static PyObject *core_sem_remove(PyObject *m, PyObject *arg)
 {
     long id = PyLong_AsLong(arg);
     (void)m;
-    return id == -1 && PyErr_Occurred() ? NULL : answer(semctl((int)id, 0, IPC_RMID));
+    return id == -1 && PyErr_Occurred() ? NULL : answer("semctl IPC_RMID", semctl((int)id, 0, IPC_RMID));
 }
 static PyObject *core_shm_remove(PyObject *m, PyObject *arg)
 {
     long id = PyLong_AsLong(arg);
     (void)m;
-    return id == -1 && PyErr_Occurred() ? NULL : answer(shmctl((int)id, IPC_RMID, NULL));
+    return id == -1 && PyErr_Occurred() ? NULL : answer("shmctl IPC_RMID", shmctl((int)id, IPC_RMID, NULL));
 }
 static PyObject *core_sem_prepare(PyObject *m, args_t args, Py_ssize_t nargs)
 {
     long long a[3];
     (void)m;
-    return ints("sem_prepare", args, nargs, 3, a) ? NULL : answer_errno(sc_sem_set_guards((int)a[0], (u32)a[1], (u32)a[2]));
+    return ints("sem_prepare", args, nargs, 3, a) ? NULL : answer_errno("semctl SETVAL", sc_sem_set_guards((int)a[0], (u32)a[1], (u32)a[2]));
 }
 static PyObject *core_undo_probe(PyObject *m, args_t args, Py_ssize_t nargs)
 {
@@ -435,14 +452,14 @@ static PyObject *core_lifecycle_enter(PyObject *m, args_t args, Py_ssize_t nargs
         Py_RETURN_FALSE;
     }
     if (err != 0)
-        return answer_errno(err);
+        return answer_errno("semtimedop", err);
     Py_RETURN_TRUE;
 }
 static PyObject *core_lifecycle_leave(PyObject *m, PyObject *arg)
 {
     long id = PyLong_AsLong(arg);
     (void)m;
-    return id == -1 && PyErr_Occurred() ? NULL : answer_errno(sc_lifecycle_leave((int)id));
+    return id == -1 && PyErr_Occurred() ? NULL : answer_errno("semop", sc_lifecycle_leave((int)id));
 }
 static PyObject *core_sem_values(PyObject *m, args_t args, Py_ssize_t nargs)
 {
@@ -456,7 +473,7 @@ static PyObject *core_sem_values(PyObject *m, args_t args, Py_ssize_t nargs)
     if (v == NULL)
         return PyErr_NoMemory();
     union sc_semun u = {.array = v};
-    PyObject *list = semctl((int)a[0], 0, GETALL, u) < 0 ? PyErr_SetFromErrno(PyExc_OSError) : PyList_New(0);
+    PyObject *list = semctl((int)a[0], 0, GETALL, u) < 0 ? os_error("semctl GETALL") : PyList_New(0);
     for (long long i = 0; list != NULL && i < a[1]; i++) {
         PyObject *n = PyLong_FromLong(v[i]);
         if (n == NULL || PyList_Append(list, n) != 0)
@@ -479,7 +496,7 @@ static PyObject *core_rename_noreplace(PyObject *m, args_t args, Py_ssize_t narg
     long r = syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 1u /* RENAME_NOREPLACE */);
     if (r != 0 && (errno == ENOSYS || errno == EINVAL)) /* an old kernel or file system: link is as exclusive */
         r = link(from, to) != 0 ? -1 : unlink(from);
-    return r != 0 ? PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, args[1]) : Py_NewRef(Py_None);
+    return r != 0 ? os_error("renameat2") : Py_NewRef(Py_None);
 }
 
 #define F(name, flags) {#name, (PyCFunction)(void (*)(void))core_##name, flags, NULL}

@@ -69,11 +69,11 @@ static PyObject *table_attach(PyObject *o, args_t args, Py_ssize_t nargs)
     if (fd >= 0) {
         base = (u8 *)mmap(NULL, (size_t)size, readonly ? PROT_READ : PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
         if (base == MAP_FAILED)
-            return PyErr_SetFromErrno(PyExc_OSError);
+            return os_error("mmap");
     } else {
         base = (u8 *)shmat(shm_id, NULL, readonly ? SHM_RDONLY : 0);
         if (base == (u8 *)-1)
-            return PyErr_SetFromErrno(PyExc_OSError);
+            return os_error("shmat");
     }
     (void)madvise(base, (size_t)size, MADV_DONTDUMP); /* values are secrets, and a dump in progress holds guards */
     if (huge)
@@ -98,7 +98,8 @@ static PyObject *table_attach(PyObject *o, args_t args, Py_ssize_t nargs)
         if (why != NULL)
             return PyErr_Format(mismatch ? self->st->LayoutMismatch : self->st->SegmentInvalid, "segment %s%s%s",
                                 path[0] ? path : "", path[0] ? ": " : "", why);
-        return PyErr_NoMemory();
+        errno = ENOMEM;
+        return os_error("memory for the handle");
     }
     if (prefault && !readonly && madvise(base, (size_t)size, MADV_POPULATE_WRITE) != 0)
         for (size_t at = 0; at < size; at += 4096)

@@ -79,6 +79,7 @@ void moved_error(table_obj *self);
 int args_parse(const char *fn, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, const char *const *names,
                int n_pos, int n_names, int n_required, PyObject **out);
 PyObject *key_object(const u8 *p, u32 len);
+PyObject *os_error(const char *call);
 int dict_put(PyObject *d, const char *name, PyObject *value); /* takes the reference; 0, or -1 */
 
 #define ATTACHED(self)                                  \

@@ -332,11 +332,9 @@ PyObject *raise_rc(table_obj *self, sc_table_t *t, int rc, const pykey *k)
                             READ_TRIES);
     case SC_READONLY:
         return PyErr_Format(st->NotSupported, "segment %s: attached for writing wanted, mode=\"r\" found", t->h.name);
-    default: {
-        PyObject *r = PyErr_Format(PyExc_OSError, "segment %s: semaphore operation refused (errno %d: %s)", t->h.name,
-                                   t->sys_errno, strerror(t->sys_errno));
-        return r;
-    }
+    default:
+        return PyErr_Format(st->Error, "segment %s: a semaphore operation (semop, semctl) granted wanted, %s found", t->h.name,
+                            strerror(t->sys_errno));
     }
 }
 

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-from .. import _core, segment, url, wish
+from .. import _core, refusal, segment, url, wish
 from ..codec import Codec, PickleCodec, codec_option, get_codec
 from ..engine import Capability, Engine
 from ..errors import GuardLost, NotSupported
@@ -117,8 +117,10 @@ class ShmEngine(_core.Table, Engine):
         except BaseException as error:
             if att.created:  # nothing of a failed opening is left
                 segment.unlink(self._form, self._name, att.header)
-            if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-                raise segment.no_memory(self._name, att.size, error) from error
+            if isinstance(error, OSError):
+                if error.errno == errno.ENOMEM:
+                    raise refusal.no_memory(self._name, att.size, error) from error
+                raise refusal.refused(f"segment {self._form}:{self._name}", error) from error
             raise
         finally:
             att.close()

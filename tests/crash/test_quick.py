@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from tests.crash.mutants import MUTANTS, Mutant, seed_bug
 from tests.crash.native import legs, run_legs
 from tests.crash.processes import cycles, forks, survivors
+from tests.crash.shims import shims
 from tests.crash.storm import storm
 
 x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="single-stepping is written for x86_64")
@@ -70,6 +72,12 @@ def test_cycles(form: str, guard: str) -> None:
 def test_forks(form: str, guard: str) -> None:
     """Children forked while threads write neither hang nor hold anything of their parent's."""
     assert forks(form, guard, seconds=3, seed=1).violations == []
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="the preloaded library is compiled with gcc")
+def test_shims(capfd: pytest.CaptureFixture[str]) -> None:
+    """A system call that fails, a missing SEM_UNDO and clocks that jump cost a typed error at most, and leave nothing."""
+    assert shims(["--share", "0.03", "--seconds", "1.5"]) == 0, capfd.readouterr().out
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: str(mutant.name))
