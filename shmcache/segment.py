@@ -6,7 +6,7 @@ I2  A POSIX segment is made under a private name and published by a rename that 
     finished one or none. A System V segment stands in state INIT until it is READY.
 I3  Attach creates nothing, follows no symbolic link and adopts nothing whose owner or permissions are not as asked; the
     semaphore set must be the very one the header names (key, id, change time, owner, size).
-I4  Only unlink(), remove(), catalog.gc() and a failed creator remove anything.
+I4  Only removal.unlink(), removal.remove(), catalog.gc() and a failed creator remove anything.
 
 posix_ipc and sysv_ipc create and remove and are imported for that alone: both refuse interpreters with a GIL of their own,
 where attaching still works. Names and keys are catalog's.
@@ -27,22 +27,20 @@ from typing import Any, Final
 from . import _core
 from .catalog import (
     ANON_KEYS,
-    PREFIX,
     PRIVATE,
     SHM_DIR,
-    Found,
     explicit_key,
     full_name,
     ipc_key,
-    list_segments,
     shm_path,
     sysvipc,
 )
-from .errors import LayoutMismatch, NoSpace, SegmentInvalid, SegmentNotOurs, ShmCacheError
+from .errors import NoSpace, SegmentInvalid, SegmentNotOurs, ShmCacheError
 from .refusal import calling, no_memory, package, refused
+from .removal import forget_anon, remove, require_packages, sets_in_use, unlink
 from .wish import Wish, check_header, refuse_mode, refuse_owner
 
-__all__ = ["Attachment", "forget_anon", "open_segment", "remove", "unlink"]
+__all__ = ["Attachment", "forget_anon", "open_segment", "remove", "require_packages", "unlink"]
 
 PROBES: Final = 16
 """Keys looked through when another set or segment has ours: 31 bits clash once in 2**31 pairs."""
@@ -72,12 +70,6 @@ class Attachment:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-
-
-def require_packages(form: str) -> None:
-    """Import what removing a segment of this form needs; NotSupported names what is missing."""
-    for name in ("posix_ipc", "sysv_ipc") if form == "posix" else ("sysv_ipc",):
-        package(name)
 
 
 def _header_sem(header: dict[str, Any], wish: Wish) -> int:
@@ -111,10 +103,6 @@ def _header_sem(header: dict[str, Any], wish: Wish) -> int:
 # -- the semaphore set, which elects -------------------------------------------------------------------------------------------
 
 
-def _sets_in_use(name: str) -> set[int]:
-    return {f.header["sem_id"] for f in list_segments() if f.header and f.header["name"] != name}
-
-
 def _find_set(wish: Wish) -> tuple[int, int, bool]:
     """(id, key, made) of the set of this name, made if there is none. OSError: somebody else was faster, start over."""
     base, free, used = ipc_key(wish.form, wish.name), 0, None
@@ -130,7 +118,7 @@ def _find_set(wish: Wish) -> tuple[int, int, bool]:
             if error.errno == errno.EACCES:
                 continue
             raise
-        used = _sets_in_use(full_name(wish.form, wish.name)) if used is None else used
+        used = sets_in_use(full_name(wish.form, wish.name)) if used is None else used
         if sem_id not in used and found["uid"] in wish.owners and found["cuid"] in wish.owners | {0}:
             return sem_id, key, False
     if not free:
@@ -392,7 +380,7 @@ def _open_anon(wish: Wish) -> Attachment:
     return Attachment("anon", wish.name, header["size"], sem_id, header, shm_id=shm_id, created=True)
 
 
-# -- opening and removing ------------------------------------------------------------------------------------------------------
+# -- opening ----------------------------------------------------------------------------------------------------------------------
 
 
 def open_segment(form: str, name: str, options: dict[str, Any], like: dict[str, Any] | None = None) -> Attachment:
@@ -454,80 +442,3 @@ def _open_named(wish: Wish, what: str) -> Attachment:
         except OSError as error:
             if error.errno not in _RETRY or time.monotonic() > until:
                 raise
-
-
-def forget_anon(att: Attachment) -> None:
-    """Mark an attached anonymous segment for removal: the kernel counts its users and frees it with the last."""
-    try:
-        _core.shm_remove(att.shm_id)
-    except OSError as error:
-        raise refused(f"segment anon:{att.name}", error) from error
-
-
-def unlink(form: str, name: str, header: dict[str, Any]) -> None:
-    """Remove segment, then semaphores. A segment that was replaced meanwhile under the name stays: who creates one under it
-    holds the lifecycle semaphore of the old set for as long as that is there, and so does this.
-
-    Raises: ShmCacheError naming the call that the system refused; calling it again goes on from there.
-    """
-    sysv_ipc, sem_id, held = package("sysv_ipc"), header["sem_id"], False
-    try:
-        with contextlib.suppress(OSError):
-            held = _core.sem_stat(sem_id)["ctime"] == header["sem_ctime"] and _core.lifecycle_enter(sem_id, 1.0)
-        if form == "posix":
-            _unlink_posix(name, header)
-        elif form == "sysv":
-            with contextlib.suppress(SegmentInvalid, LayoutMismatch), _gone():
-                shm_id = _core.shm_get(header["shm_key"], 0, 0)
-                if _core.read_header(-1, shm_id, _core.shm_stat(shm_id)["size"])["uuid"] == header["uuid"]:
-                    with calling("shmctl IPC_RMID", sysv_ipc):
-                        sysv_ipc.remove_shared_memory(shm_id)
-        with _gone():
-            if _core.sem_stat(sem_id)["ctime"] == header["sem_ctime"]:
-                with calling("semctl IPC_RMID", sysv_ipc):
-                    sysv_ipc.remove_semaphore(sem_id)
-    except OSError as error:
-        raise refused(f"segment {full_name(form, name)}", error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            if held:
-                _core.lifecycle_leave(sem_id)
-
-
-def _unlink_posix(name: str, header: dict[str, Any]) -> None:
-    posix_ipc = package("posix_ipc")
-    with contextlib.suppress(FileNotFoundError, SegmentInvalid, LayoutMismatch):
-        with calling("open"):
-            fd = os.open(shm_path(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            same = _core.read_header(fd, -1, os.fstat(fd).st_size)["uuid"] == header["uuid"]
-        finally:
-            os.close(fd)
-        if same:
-            with contextlib.suppress(FileExistsError), calling("shm_unlink", posix_ipc):  # ExistentialError: it is gone
-                posix_ipc.unlink_shared_memory(f"/{PREFIX}{name}")
-
-
-@contextlib.contextmanager
-def _gone() -> Iterator[None]:
-    """Passes over the errors that say that somebody else has removed it."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _RETRY:
-            raise
-
-
-def remove(found: Found) -> None:
-    """Remove what `list_segments` found, sound or not."""
-    if found.header:
-        unlink(found.form, found.name, found.header)
-        return
-    if found.form == "posix":
-        os.unlink(shm_path(found.name))
-    else:
-        _core.shm_remove(found.shm_id)
-    with contextlib.suppress(OSError):  # the set its name leads to, unless a sound segment uses it
-        sem_id = _core.sem_get(found.shm_key if not found.name else ipc_key(found.form, found.name), 0, 0)
-        if sem_id not in _sets_in_use("") and _core.sem_stat(sem_id)["uid"] == os.geteuid():
-            _core.sem_remove(sem_id)
