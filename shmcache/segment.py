@@ -380,7 +380,7 @@ def _open_anon(wish: Wish) -> Attachment:
     return Attachment("anon", wish.name, header["size"], sem_id, header, shm_id=shm_id, created=True)
 
 
-# -- opening ----------------------------------------------------------------------------------------------------------------------
+# -- opening --------------------------------------------------------------------------------------------------------------------
 
 
 def open_segment(form: str, name: str, options: dict[str, Any], like: dict[str, Any] | None = None) -> Attachment:
@@ -433,6 +433,10 @@ def _open_named(wish: Wish, what: str) -> Attachment:
                 if (there := attach(wish)) is not None:  # somebody was faster
                     there.close()
                     continue
+                if any(_core.sem_values(sem_id, wish.plan["n_sems"])[1:]):
+                    # of a segment that somebody removed: its users may be inside a guard and give it back later
+                    _core.sem_remove(sem_id)
+                    raise OSError(errno.EIDRM, "semaphore set of a removed segment")
                 try:
                     made = create(wish, sem_id, key)
                 except BaseException:

@@ -493,6 +493,23 @@ def test_removal_by_an_outsider_is_noticed(url, what):
     cache.close()
 
 
+@pytest.mark.parametrize("guard", ["fast", "semaphore"])
+def test_a_name_made_anew_shares_no_semaphores_with_what_was_removed(unique_name, guard):
+    """After an outsider's rm the next creator makes semaphores of its own: who still holds an old guard cannot give it twice."""
+    name = unique_name()
+    old = shmcache.open(f"posix:///{name}", size="1M", guard=guard)
+    old.set("k", 1)
+    os.unlink(catalog.shm_path(name))
+    with shmcache.open(f"posix:new{name}:///{name}", size="1M", guard=guard) as new:
+        assert new._header()["sem_id"] != old._header()["sem_id"]
+        assert new.set("k", 2)
+        assert new._guards()[0]["state"] == "free"
+        assert old["k"] == 1
+        new.unlink()
+    old.close()
+    assert left(name) == []
+
+
 def test_anonymous_segments_leave_nothing():
     """Closing the last user of anon:// removes its semaphores; the kernel frees the memory."""
     before = {line["semid"] for line in catalog.sysvipc("sem")}

@@ -15,7 +15,6 @@ import ctypes
 import errno
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ import shmcache
 from shmcache import _core, catalog
 from shmcache.engines.shm import ShmEngine
 from shmcache.url import Url
+from tests.crash.children import in_child
 from tests.crash.storm import Outcome, storm
 
 __all__ = ["add_commands", "build_shim", "shims"]
@@ -53,8 +53,6 @@ ABSENT: Final = (errno.ENOENT, errno.EACCES, errno.EINVAL, errno.EIDRM)
 TEN_YEARS: Final = 315_360_000
 MISSED: Final = "the armed failure did not take place"
 """Others' segments change how often some calls are made; so the last of a kind may not come."""
-LIMIT: Final = 30
-"""Seconds after which a case counts as hung; openers that meet only retryable errors give up after 10."""
 
 
 class Case(NamedTuple):
@@ -221,28 +219,6 @@ def _run_case(shim: ctypes.CDLL, case: Case, found: list[str]) -> None:
         path.unlink()
 
 
-def _in_child(body: Callable[[list[str]], None]) -> list[str]:
-    """What `body` found wrong, run in a forked child that may take LIMIT seconds."""
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        found: list[str] = []
-        try:
-            os.close(read)
-            signal.alarm(LIMIT)
-            body(found)
-        except BaseException as error:
-            found.append(f"{type(error).__name__}: {error}")
-        finally:
-            os.write(write, "\n".join(found)[:60000].encode())
-            os._exit(0)
-    os.close(write)
-    with open(read, "rb") as text:
-        lines = text.read().decode("utf-8", "replace")
-    status = os.waitpid(pid, 0)[1]
-    return [*lines.splitlines(), *([f"no end within {LIMIT} s, status {status}"] if status else [])]
-
-
 def _counts(shim: ctypes.CDLL, form: str, guard: str) -> dict[str, int]:
     """How often each call is made in an undisturbed life of a fresh process."""
 
@@ -254,7 +230,7 @@ def _counts(shim: ctypes.CDLL, form: str, guard: str) -> dict[str, int]:
         shim.shim_disarm()
         found[:] = found or [f"{call} {shim.shim_seen(call.encode())}" for call in CALLS]
 
-    return {call: int(n) for call, n in (line.split() for line in _in_child(body))}
+    return {call: int(n) for call, n in (line.split() for line in in_child(body))}
 
 
 def failures(shim: ctypes.CDLL, seed: int, share: float, only: str | None) -> Outcome:
@@ -269,7 +245,7 @@ def failures(shim: ctypes.CDLL, seed: int, share: float, only: str | None) -> Ou
     bad: list[str] = []
     missed = 0
     for case in chosen:
-        lines = _in_child(lambda found, case=case: _run_case(shim, case, found))  # type: ignore[misc]
+        lines = in_child(lambda found, case=case: _run_case(shim, case, found))  # type: ignore[misc]
         missed += MISSED in lines
         bad += [f"{case}: {line}" for line in lines if line != MISSED]
     if missed * 20 > len(chosen):
@@ -302,7 +278,7 @@ def no_undo(shim: ctypes.CDLL) -> Outcome:
 
     for form in ("posix", "sysv", "anon"):
         for guard in ("auto", "fast", "semaphore"):
-            lines = _in_child(lambda found, form=form, guard=guard: body(found, form, guard))  # type: ignore[misc]
+            lines = in_child(lambda found, form=form, guard=guard: body(found, form, guard))  # type: ignore[misc]
             bad += [f"{form} {guard}: {line}" for line in lines]
     return Outcome("shims no SEM_UNDO", {"openings": 9}, bad)
 
@@ -352,7 +328,7 @@ def clocks(shim: ctypes.CDLL) -> Outcome:
         look("boot clock as it was again", {"forever"})
         cache.close()
 
-    return Outcome("shims clocks", {"steps": 7}, _in_child(body))
+    return Outcome("shims clocks", {"steps": 7}, in_child(body))
 
 
 @contextlib.contextmanager

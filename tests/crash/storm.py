@@ -82,13 +82,25 @@ class Storm:
         self.progress = {i: (0, time.monotonic()) for i in range(board.n)}
         self.text = b""
 
+    def fork(self) -> int:
+        """How a worker is begun; a harness may put it somewhere else."""
+        return os.fork()
+
+    def enter(self) -> None:
+        """What a worker does first."""
+
+    def pid_in_segment(self, pid: int) -> int:
+        """What a worker calls itself."""
+        return pid
+
     def spawn(self, index: int) -> None:
         """Fork a worker; every other one opens the segment itself instead of using the inherited engine."""
         seed, own = self.rng.getrandbits(32), self.rng.random() < 0.3 and not self.url.startswith("anon")
-        pid = os.fork()
+        pid = self.fork()
         if pid == 0:
             code = 1
             try:
+                self.enter()
                 cache = type(self.cache).from_url(self.cache.url, mode="a", lock_timeout=30.0) if own else self.cache
                 Worker(cache, self.board, index, seed, self.write_end).run(self.until + 60)
                 code = 0
@@ -109,7 +121,7 @@ class Storm:
                 del self.pids[index]
                 self.violations.append(f"worker {index} ended by itself, status {status}")
                 return
-            if any(guard["pid"] == pid and guard["state"] != "free" for guard in self.cache._guards()):
+            if any(guard["pid"] == self.pid_in_segment(pid) and guard["state"] != "free" for guard in self.cache._guards()):
                 return
             os.kill(pid, signal.SIGCONT)
             time.sleep(self.rng.uniform(0, 0.0002))
@@ -163,16 +175,18 @@ def _judge_rest(cache: Any, board: Board, found: list[str]) -> None:
 
 
 def storm(
-    form: str, guard: str, *, seconds: float, seed: int, evict: bool, workers: int = 3, kills: int | None = None
-) -> Outcome:
-    """Run one storm of `seconds`, or of `kills` kills; `evict` makes the segment too small for its keys."""
+    form: str, guard: str, *, seconds: float, seed: int, evict: bool, workers: int = 3, kills: int | None = None,
+    kind: type[Storm] = Storm, **more: Any,
+) -> Outcome:  # fmt: skip
+    """Run one storm of `seconds`, or of `kills` kills; `evict` makes the segment too small for its keys. `more`: options of the
+    segment."""
     name = f"storm {form} {guard}{' evicting' if evict else ''}"
     until = time.monotonic() + (seconds if kills is None else 86400.0)
     board = Board(workers, evict)
     killed, waits, repairs = 0, [0.0], [0.0]
     options = {"size": "256K", "eviction": "auto"} if evict else {"size": "4M", "eviction": "none"}
-    with segment(form, guard, f"storm-{seed}", **options) as (cache, url):
-        run = Storm(cache, url, board, seed, until)
+    with segment(form, guard, f"storm-{seed}", **options, **more) as (cache, url):
+        run = kind(cache, url, board, seed, until)
         try:
             for index in range(workers):
                 run.spawn(index)
