@@ -35,7 +35,7 @@ from .catalog import (
     shm_path,
     sysvipc,
 )
-from .errors import NoSpace, SegmentInvalid, SegmentNotOurs, ShmCacheError
+from .errors import LayoutMismatch, NoSpace, SegmentInvalid, SegmentNotOurs, ShmCacheError
 from .refusal import calling, no_memory, package, refused
 from .removal import forget_anon, remove, require_packages, sets_in_use, unlink
 from .wish import Wish, check_header, refuse_mode, refuse_owner
@@ -265,7 +265,7 @@ def _sysv_keys(name: str) -> list[int]:
 
 def _find_sysv(wish: Wish) -> tuple[int, int, dict[str, Any] | None, int]:
     """(id, key, header, size) of this name's segment; id -1: none, key is a free one; header None: still in state INIT."""
-    free = 0
+    free = barred = 0
     for key in _sysv_keys(wish.name):
         what = f"segment {full_name('sysv', wish.name)}"
         try:
@@ -276,24 +276,35 @@ def _find_sysv(wish: Wish) -> tuple[int, int, dict[str, Any] | None, int]:
                 free = free or key
                 continue  # ours may lie further on: what had this key when it was made is gone
             if error.errno == errno.EACCES:
-                if explicit_key(wish.name) is None and free == 0:
-                    continue
-                raise SegmentNotOurs(f"{what}: a segment that uid {os.geteuid()} may use wanted, 0x{key:x} refused") from error
+                barred = barred or (0 if free else key)
+                continue
             if error.errno in _RETRY:
                 return _find_sysv(wish)
             raise
-        refuse_owner(what, found["uid"], wish, found["cuid"])
-        refuse_mode(what, found["mode"], wish)
         try:
             header = _core.read_header(-1, shm_id, found["size"])
-        except SegmentInvalid as error:
+        except (SegmentInvalid, LayoutMismatch, OSError) as error:
+            if free:
+                continue  # beyond a free key only what bears our name is ours
+            refuse_owner(what, found["uid"], wish, found["cuid"])
+            refuse_mode(what, found["mode"], wish)
+            if not isinstance(error, SegmentInvalid):
+                raise
             if "state" in str(error) or "magic: found 0000000000000000" in str(error):
                 return shm_id, key, None, found["size"]
             raise SegmentInvalid(f"{what} (key 0x{key & 0xFFFFFFFF:x}): {error}") from None
         if header["name"] == full_name("sysv", wish.name):
+            refuse_owner(what, found["uid"], wish, found["cuid"])
+            refuse_mode(what, found["mode"], wish)
             return shm_id, key, header, found["size"]
         if explicit_key(wish.name) is not None:
             raise SegmentInvalid(f"{what}: name {wish.name!r} in its header wanted, {header['name']!r} found")
+    if barred:  # most likely the segment of this name: a process that dropped its privileges must not make one of its own
+        owner = next((row["uid"] for row in sysvipc("shm") if row["key"] & 0xFFFFFFFF == barred & 0xFFFFFFFF), "another")
+        raise SegmentNotOurs(
+            f"segment sysv:{wish.name}: key 0x{barred & 0xFFFFFFFF:x} that uid {os.geteuid()} may use wanted, one of uid {owner} "
+            "found; a server that drops privileges opens with owner=user"
+        )
     if not free:
         raise SegmentNotOurs(f"segment sysv:{wish.name}: a free key among {PROBES} wanted, none found")
     return -1, free, None, 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.crash import native, processes, shims
+from tests.crash import namespaces, native, processes, shims
 from tests.crash.storm import storm
 
 FORMS = ("posix", "sysv")
@@ -45,6 +45,7 @@ def main() -> int:
     processes.add_commands(command, survivors)
     native.add_commands(command)
     shims.add_commands(command)
+    namespaces.add_commands(command)
     storm_parser.set_defaults(run=_storm)
     options = parser.parse_args()
     return 1 if options.run(options) else 0
