@@ -45,9 +45,11 @@ def forget_anon(att: Attachment) -> None:
         raise refused(f"segment anon:{att.name}", error) from error
 
 
-def unlink(form: str, name: str, header: dict[str, Any]) -> None:
+def unlink(form: str, name: str, header: dict[str, Any], att: Attachment | None = None) -> None:
     """Remove segment, then semaphores. A segment that was replaced meanwhile under the name stays: who creates one under it
     holds the lifecycle semaphore of the old set for as long as that is there, and so does this.
+
+    Args: att: what is attached, so that a header which was scribbled over since does not keep the segment.
 
     Raises: ShmCacheError naming the call that the system refused; calling it again goes on from there.
     """
@@ -56,11 +58,13 @@ def unlink(form: str, name: str, header: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):
             held = _core.sem_stat(sem_id)["ctime"] == header["sem_ctime"] and _core.lifecycle_enter(sem_id, 1.0)
         if form == "posix":
-            _unlink_posix(name, header)
+            _unlink_posix(name, header, att)
         elif form == "sysv":
             with contextlib.suppress(SegmentInvalid, LayoutMismatch), _gone():
                 shm_id = _core.shm_get(header["shm_key"], 0, 0)
-                if _core.read_header(-1, shm_id, _core.shm_stat(shm_id)["size"])["uuid"] == header["uuid"]:
+                size = _core.shm_stat(shm_id)["size"]
+                mine = att is not None and att.shm_id == shm_id
+                if mine or _core.read_header(-1, shm_id, size)["uuid"] == header["uuid"]:
                     with calling("shmctl IPC_RMID", sysv_ipc):
                         sysv_ipc.remove_shared_memory(shm_id)
         with _gone():
@@ -75,13 +79,17 @@ def unlink(form: str, name: str, header: dict[str, Any]) -> None:
                 _core.lifecycle_leave(sem_id)
 
 
-def _unlink_posix(name: str, header: dict[str, Any]) -> None:
+def _unlink_posix(name: str, header: dict[str, Any], att: Attachment | None) -> None:
     posix_ipc = package("posix_ipc")
     with contextlib.suppress(FileNotFoundError, SegmentInvalid, LayoutMismatch):
         with calling("open"):
             fd = os.open(shm_path(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            same = _core.read_header(fd, -1, os.fstat(fd).st_size)["uuid"] == header["uuid"]
+            st = os.fstat(fd)
+            if att is not None and att.file is not None:
+                same = (st.st_dev, st.st_ino) == att.file
+            else:
+                same = _core.read_header(fd, -1, st.st_size)["uuid"] == header["uuid"]
         finally:
             os.close(fd)
         if same:

@@ -64,6 +64,8 @@ class Attachment:
     shm_id: int = -1
     path: str | None = None
     created: bool = False
+    file: tuple[int, int] | None = None
+    """Device and inode of a POSIX segment: what its name must still stand for when it is removed."""
 
     def close(self) -> None:
         """Close the descriptor; the mapping stays."""
@@ -208,7 +210,8 @@ def _attach_posix(wish: Wish) -> Attachment | None:
         if header["size"] != st.st_size:
             raise SegmentInvalid(f"{what}: {header['size']} bytes as in its header wanted, {st.st_size} found")
         check_header(header, wish)
-        return Attachment("posix", wish.name, st.st_size, _header_sem(header, wish), header, fd=fd, path=path)
+        file = st.st_dev, st.st_ino
+        return Attachment("posix", wish.name, st.st_size, _header_sem(header, wish), header, fd=fd, path=path, file=file)
     except BaseException:
         os.close(fd)
         raise

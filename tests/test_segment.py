@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import sysv_ipc
 
 import shmcache
 import shmcache.recipes  # loaded before privileges are dropped: the library may lie where others cannot read
@@ -391,6 +392,23 @@ def test_root_opens_forks_and_drops_privileges(url, guard):
 
     run_child(stranger)
     alone.close()
+
+
+def test_unlink_removes_a_segment_whose_header_was_scribbled_over(url):
+    """Who has it attached knows which segment it is without its header; nothing is left."""
+    cache = shmcache.open(url, size="1M")
+    if cache._attachment.shm_id < 0:
+        with open(catalog.shm_path(name_of(url)), "r+b") as file:
+            file.write(b"\xa5" * 512)
+    else:
+        memory = sysv_ipc.attach(cache._attachment.shm_id)
+        memory.write(b"\xa5" * 512, 0)
+        memory.detach()
+    cache.unlink()
+    cache.close()
+    assert not os.path.exists(catalog.shm_path(name_of(url)))
+    assert left(name_of(url)) == []
+    assert not [line for line in catalog.sysvipc("shm") if line["shmid"] == cache._attachment.shm_id]
 
 
 def test_unlink_is_seen_by_every_writer_at_once(url):

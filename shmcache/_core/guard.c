@@ -31,7 +31,9 @@
 #endif
 
 #define SPIN 200          /* pauses before a futex wait: about one critical section (200 to 500 ns) and a half */
-#define WAIT_STEP 1000000 /* ns; a waker killed between unlock and wake costs its waiters this much */
+#define WAIT_FIRST 50000  /* ns; the first look whether the owner is dead: longer than any section of an owner that runs,
+                             short against the 1 ms a death would cost otherwise; each later step is twice the one before */
+#define WAIT_STEP 1000000 /* ns, the longest step; a waker killed between unlock and wake costs its waiters this much */
 #define SEM_STEP 50000000
 
 int sc_futex_wait(u32 *word, u32 seen, i64 ns)
@@ -272,7 +274,7 @@ static int cas_owner(u32 *w, u32 from, u32 to)
 
 static int fast_wait(sc_table_t *t, u32 *w, u32 me, i64 wait_ns)
 {
-    i64 until = sc_clock_mono_ns() + wait_ns;
+    i64 until = sc_clock_mono_ns() + wait_ns, step = WAIT_FIRST;
     for (;;) {
         u32 cur = SC_LD(w);
         if (cur == 0) { /* whoever has waited takes the word with the waiters bit: others may wait still */
@@ -288,7 +290,8 @@ static int fast_wait(sc_table_t *t, u32 *w, u32 me, i64 wait_ns)
         i64 left = until - sc_clock_mono_ns();
         int interrupted = 0;
         if (left > 0)
-            interrupted = sc_futex_wait(w, cur, left < WAIT_STEP ? left : WAIT_STEP) != 0 && errno == EINTR;
+            interrupted = sc_futex_wait(w, cur, left < step ? left : step) != 0 && errno == EINTR;
+        step = step < WAIT_STEP / 2 ? step * 2 : WAIT_STEP;
         u32 now = SC_LD(w);
         if (now != 0 && ((now ^ cur) & ~SC_OWNER_WAITERS) == 0) {
             int lost = 0;

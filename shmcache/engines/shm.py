@@ -156,7 +156,7 @@ class ShmEngine(_core.Table, Engine):
         segment.require_packages(self._form)
         header = self._header()
         self._mark_removed(_core.SUCCESSOR_REMOVED)
-        segment.unlink(self._form, self._name, header)
+        segment.unlink(self._form, self._name, header, self._attachment)
 
     def reattach(self) -> None:
         """Attach again, to whatever has the name now, created like the old one if nothing has (mode c); after GuardLost.

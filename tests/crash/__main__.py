@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.crash import namespaces, native, processes, shims
+from tests.crash import fuzz, namespaces, native, points, processes, recovery, rivals, scribble, shims, soak, stopped
 from tests.crash.storm import storm
 
 FORMS = ("posix", "sysv")
@@ -46,6 +46,13 @@ def main() -> int:
     native.add_commands(command)
     shims.add_commands(command)
     namespaces.add_commands(command)
+    fuzz.add_commands(command)
+    points.add_commands(command)
+    stopped.add_commands(command)
+    soak.add_commands(command)
+    rivals.add_commands(command)
+    recovery.add_commands(command)
+    scribble.add_commands(command)
     storm_parser.set_defaults(run=_storm)
     options = parser.parse_args()
     return 1 if options.run(options) else 0

@@ -7,7 +7,7 @@
  * mostly where structure lies (lane ends, page lives, chains, index, item headers).  Nothing may crash, hang, or give a value
  * that was never set for its key.  Counted apart, because they change in place or are sound bytes of the same page life: a
  * counter's number, deadlines, superseded copies.  A crash or hang prints seed and image; `--from` replays it. */
-#include "scene.h"
+#include "image.h"
 #include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -16,161 +16,10 @@
 #include <time.h>
 #include <unistd.h>
 
-#define TRY 200000ll /* ns a forged guard owner may cost one operation */
-
-static struct {
-    scene_t *c;
-    sc_table_t *t;
-    rig_rng_t rng;
-    volatile u64 image;
-    u64 seed, reads, hits, superseded, numbers, busy, bad;
-    u8 *buf, *keybuf;
-    volatile int where;
-    char label[64];
-} w;
-
-static void say(const char *what)
-{
-    char line[200];
-    int n = snprintf(line, sizeof line, "VIOLATION %s %s at seed %llu image %llu, operation %d\n", w.label, what,
-                     (unsigned long long)w.seed, (unsigned long long)w.image, w.where);
-    if (write(1, line, (size_t)n) < 0)
-        _exit(8);
-}
 static void on_signal(int sig)
 {
     say(sig == SIGALRM ? "hang" : "crash");
     _exit(9);
-}
-
-static u64 any_word(const u8 *base, u64 size)
-{
-    u64 v;
-    memcpy(&v, base + (rig_next(&w.rng) % (size / 8)) * 8, 8);
-    return v;
-}
-
-/* Changes one place; the header page is left out, every handle has its own checked copy of it. */
-static void mutate(const sc_table_t *t, u8 *base)
-{
-    const sc_shard_t *s = &t->shard[rig_below(&w.rng, t->n_shards)];
-    u64 at, n = t->size - SC_HEADER_SIZE;
-    switch (rig_below(&w.rng, 14)) {
-    case 0: case 1: at = (u64)((u8 *)s->hard - base) + rig_below(&w.rng, sizeof(sc_hard_t)); break;
-    case 2: case 3: at = (u64)((u8 *)s->life - base) + rig_below(&w.rng, t->n_pages * 8); break;
-    case 4: case 5: at = (u64)((u8 *)s->next - base) + rig_below(&w.rng, t->n_pages * 4); break;
-    case 6: at = (u64)((u8 *)s->buckets - base) + rig_below(&w.rng, t->n_buckets * 64); break;
-    case 7: case 8: case 9: { /* an item that an entry points at: header, key, value, check */
-        u64 e = s->buckets[rig_below(&w.rng, t->n_buckets)].entry[rig_below(&w.rng, SC_N_SLOTS)];
-        if (e == 0 || !sc_place_ok(t, SC_ENTRY_PAGE(e), SC_ENTRY_OFF(e))) {
-            at = (u64)((u8 *)s->buckets - base) + rig_below(&w.rng, t->n_buckets * 64);
-            break;
-        }
-        at = (u64)(sc_at(t, s, SC_ENTRY_PAGE(e), SC_ENTRY_OFF(e)) - base) + rig_below(&w.rng, rig_below(&w.rng, 3) ? 16 : 200);
-        break;
-    }
-    case 10: at = (u64)((u8 *)s->soft - base) + rig_below(&w.rng, sizeof(sc_soft_t)); break;
-    case 11: at = (u64)((u8 *)s->guard - base) + rig_below(&w.rng, 12); break;
-    case 12: at = SC_CONTROL_OFF + 64 + rig_below(&w.rng, 8192); break; /* sweep election, worker table */
-    default: at = SC_HEADER_SIZE + 64 + rig_next(&w.rng) % (n - 64); break;
-    }
-    if (at >= t->size - 8)
-        at = t->size - 8;
-    static const u64 edges[] = {0, 1, 7, 8, 0xFF, 0xFFFF, 0x10000, 0xFFFFFF, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF, ~0ull, 4096, 4095, 16};
-    u64 v;
-    switch (rig_below(&w.rng, 6)) {
-    case 0: base[at] = (u8)(base[at] ^ (1u << rig_below(&w.rng, 8))); break;
-    case 1: base[at] = (u8)rig_next(&w.rng); break;
-    case 2: v = rig_next(&w.rng); memcpy(base + (at & ~7ull), &v, 8); break;
-    case 3: v = edges[rig_below(&w.rng, 14)]; memcpy(base + (at & ~7ull), &v, 8); break;
-    case 4: v = any_word(base, t->size); memcpy(base + (at & ~7ull), &v, 8); break;
-    default: v = edges[rig_below(&w.rng, 14)]; memcpy(base + (at & ~3ull), &v, 4); break;
-    }
-}
-
-/* Whether these bytes were ever set for the key by the scene or by this harness. */
-static void judge(u64 id, const rig_found_t *f, const u8 *p)
-{
-    const scene_item_t *m = id < SCENE_ITEMS ? &w.c->item[id] : NULL;
-    w.hits++;
-    if (SC_TYPE(f->type) == SC_T_INT) {
-        if (id >= SCENE_ITEMS || m->is_num || id == 0)
-            w.numbers++;
-        else if (w.bad++ < 5)
-            say("a number for a key that never held one");
-        return;
-    }
-    for (u64 v = 0; v <= 40 && f->type == SC_T_BYTES; v++)
-        if (rig_is(p, f->vlen, id, v) && (f->vlen > 0 || id == 0 || id >= 600 || (m != NULL && m->vlen == 0))) {
-            if (m != NULL && v != m->version)
-                w.superseded++;
-            return;
-        }
-    if (w.c->want.flags & SC_F_HEADER_ONLY)
-        return; /* integrity=header promises 8 bits over header and key, nothing over the value */
-    if (w.bad++ < 5) {
-        say("a value that was never set for its key");
-        fprintf(stderr, "    key %llu, length %u, type %u\n", (unsigned long long)id, f->vlen, f->type);
-    }
-}
-
-static void key_of(const sc_table_t *t, u64 id, sc_key_t *k, u8 *buf) { sc_key_init(t, k, buf, rig_key(buf, id, 24)); }
-
-static void read_one(sc_table_t *t, u64 id)
-{
-    u8 buf[64];
-    sc_key_t k;
-    rig_found_t f;
-    key_of(t, id, &k, buf);
-    w.reads++;
-    if (rig_get(t, &k, w.buf, &f) == SC_HIT)
-        judge(id, &f, w.buf);
-}
-
-static void walk(sc_table_t *t)
-{
-    static u64 entries[SC_GROUP * SC_N_SLOTS];
-    static u32 where[SC_GROUP * SC_N_SLOTS];
-    static u8 moves[SC_GROUP];
-    u32 g = rig_below(&w.rng, sc_n_groups(t)), n = sc_group_entries(t, g, entries, where, moves);
-    for (u32 i = 0; i < n; i++) {
-        sc_seen_t s;
-        (void)sc_see(t, g, where[i], entries[i], &s, w.keybuf);
-    }
-    (void)sc_group_moved(t, g, moves);
-}
-
-static void write_one(sc_table_t *t, u64 id)
-{
-    static const u32 sizes[] = {0, 10, 100, 900, 3000, 9000, 20000};
-    u8 buf[64];
-    sc_key_t k;
-    i64 num;
-    u64 owner = 0, fence, cursor = 0, n = 0;
-    key_of(t, id, &k, buf);
-    int outside = id >= 600; /* keys of the scene never get an empty value or a number */
-    u32 len = sizes[outside ? rig_below(&w.rng, 7) : 1 + rig_below(&w.rng, 6)];
-    sc_value_t v = {w.buf, 5, len, SC_T_BYTES, rig_below(&w.rng, 3) ? 0 : SCENE_NOW + 50000, 0};
-    sc_cond_t c = {.mode = SC_SET};
-    int rc = SC_OK;
-    w.where = (int)(100 + rig_below(&w.rng, 12));
-    switch (w.where - 100) {
-    case 0: rc = sc_delete(t, &k, NULL, &num, TRY); break;
-    case 1:
-        if (outside)
-            rc = sc_incr(t, &k, 3, 1, 0, 0, &num, TRY);
-        break;
-    case 2: rc = sc_touch(t, &k, SCENE_NOW + 777, NULL, TRY); break;
-    case 3: rc = sc_clear_shard(t, k.shard, TRY); break;
-    case 4: rc = sc_clean(t, UINT64_MAX, &cursor, &n, TRY); break;
-    case 5: rc = sc_lease_take(t, id + 1, 1000, &owner, &fence, TRY); break;
-    case 6: sc_tick(t); break;
-    case 7: c.mode = SC_ADD; /* fall through */
-    default:
-        rig_fill(w.buf, len, id, 3 + rig_below(&w.rng, 30));
-        rc = sc_store(t, &k, &v, &c, TRY);
-    }
-    w.busy += rc == SC_BUSY;
 }
 
 static void one_image(void)
@@ -181,16 +30,16 @@ static void one_image(void)
     rig_mark_worker(t);
     t->lost = 0;
     t->next_clean = 0;
-    for (u32 n = 1 + rig_below(&w.rng, 8); n > 0; n--)
+    for (u32 n = 1 + below(8); n > 0; n--)
         mutate(t, base);
     for (u32 turn = 0; turn < 3; turn++) {
         for (u32 i = 0; i < 8; i++) {
             w.where = 1;
-            read_one(t, rig_below(&w.rng, 4) ? rig_below(&w.rng, w.c->n_items) : rig_below(&w.rng, 620));
+            read_one(t, below(4) ? below(w.c->n_items) : below(620));
         }
         if (turn == 2)
             break;
-        write_one(t, rig_below(&w.rng, 2) ? rig_below(&w.rng, w.c->n_items) : 600 + rig_below(&w.rng, 20));
+        write_one(t, below(2) ? below(w.c->n_items) : 600 + below(20));
     }
     w.where = 2;
     if (w.image % 4 == 0)
@@ -273,7 +122,7 @@ static void live(u64 seconds)
                     usleep(20);
                 } else if (i == 1) {
                     w.t->lost = 0;
-                    write_one(w.t, rig_below(&w.rng, 620));
+                    write_one(w.t, below(620));
                 } else if (n % 64 == 0) {
                     w.where = 2;
                     walk(w.t);
@@ -282,7 +131,7 @@ static void live(u64 seconds)
                         (void)rig_audit(w.t, 1);
                 } else {
                     w.where = 1;
-                    read_one(w.t, rig_below(&w.rng, 620));
+                    read_one(w.t, below(620));
                 }
             }
         }
@@ -343,10 +192,7 @@ int main(int argc, char **argv)
         else
             return fprintf(stderr, "usage: flip [--seed N] [--from N] [--images N | --seconds N] [--live SECONDS]\n"), 2;
     }
-    w.buf = (u8 *)malloc(1u << 20);
-    w.keybuf = (u8 *)malloc(SC_MAX_KEY + 8);
-    if (w.buf == NULL || w.keybuf == NULL)
-        return 3;
+    image_init();
     signal(SIGALRM, on_signal);
 #ifndef __SANITIZE_ADDRESS__
     signal(SIGSEGV, on_signal);

@@ -19,13 +19,17 @@ from tests.core.build import CORE, HERE, LEGS, Leg, build
 __all__ = ["SOURCES", "add_commands", "build_harness", "legs", "run_legs", "run_program"]
 
 SOURCES: Final = (HERE / "rig.c", Path(__file__).parent / "scene.c")
+MORE: Final = {"flip": ("image.c",), "fuzz": ("image.c",)}
+"""What single harnesses need beside these."""
+
 SANITIZERS: Final = "gcc sanitizers"
 
 
 def build_harness(name: str, leg: Leg, directory: Path, *, core: Path = CORE) -> Path:
     """Compile one harness with the core at `core`; returns the program."""
     path = directory / f"{name}-{leg.name.replace(' ', '_')}"
-    return build(path, leg, [*SOURCES, Path(__file__).parent / f"{name}.c"], core=core)
+    more = [Path(__file__).parent / file for file in (*MORE.get(name, ()), f"{name}.c")]
+    return build(path, leg, [*SOURCES, *more], core=core)
 
 
 def legs(names: Sequence[str]) -> list[Leg]:

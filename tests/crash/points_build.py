@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import re
 import shutil
@@ -12,11 +13,11 @@ import sysconfig
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from tests.core.build import CORE, ROOT
 
-__all__ = ["MACRO", "Points", "compile_extension", "in_points_build", "ordinary_object"]
+__all__ = ["MACRO", "Points", "compile_extension", "in_points_build", "ordinary_object", "run_points_build"]
 
 MACRO: Final = re.compile(r"^ *SC_CRASH(?:POINT|_OP)\(.*\);$\n", re.MULTILINE)
 """A line of the core that is nothing in a product build."""
@@ -40,29 +41,34 @@ def compile_extension(directory: Path, *, flags: Sequence[str] = ("-O2",)) -> Pa
     return directory
 
 
-def ordinary_object(core: Path, out: Path, *, flags: Sequence[str] = ("-O3",)) -> bytes:
-    """The object code of the core at `core`, compiled as the product is."""
+def ordinary_object(core: Path, out: Path, *, flags: Sequence[str] = ("-O0",)) -> bytes:
+    """The object code of the core at `core`; unoptimized, a single statement more would show."""
     subprocess.run(["gcc", *_FLAGS, *flags, "-c", "core.c", "-o", str(out)], check=True, cwd=core)
     return out.read_bytes()
 
 
+def run_points_build(directory: Path, arguments: Sequence[str]) -> int:
+    """`python -m tests.crash ARGUMENTS` with the package in `directory`; its exit code."""
+    path = os.pathsep.join([str(directory), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, _MARK: "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run([sys.executable, "-m", "tests.crash", *arguments], cwd=ROOT, env=environment, check=False).returncode
+
+
 def in_points_build(arguments: Sequence[str]) -> int | None:
-    """None in a process that runs with the points; elsewhere runs `python -m tests.crash ARGUMENTS` so and gives its exit code."""
+    """None in a process that runs with the points; elsewhere builds them and runs the command so: its exit code."""
     if os.environ.get(_MARK):
         return None
     with tempfile.TemporaryDirectory(prefix="shmcache-points-") as name:
-        compile_extension(Path(name))
-        path = os.pathsep.join([name, *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, "PYTHONPATH": path, _MARK: "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        return subprocess.run([sys.executable, "-m", "tests.crash", *arguments], cwd=ROOT, env=environment, check=False).returncode
+        return run_points_build(compile_extension(Path(name)), arguments)
 
 
 class Points:
     """The points of the extension loaded in this process; passes are counted in memory that forked processes share."""
 
-    def __init__(self) -> None:
-        import mmap
+    _kept: ClassVar[list[Any]] = []
+    """The extension goes on counting in what it was given."""
 
+    def __init__(self) -> None:
         from shmcache import _core
 
         self._library: Any = ctypes.CDLL(_core.__file__)
@@ -70,8 +76,8 @@ class Points:
         self._library.sc_crash_share.restype = None
         self.operations, self.points = self._names(1), self._names(0)
         n = len(self.operations) * len(self.points)
-        self._map = mmap.mmap(-1, n * 8)
-        self._counts = (ctypes.c_uint64 * n).from_buffer(self._map)
+        self._counts = (ctypes.c_uint64 * n).from_buffer(mmap.mmap(-1, n * 8))
+        self._kept.append(self._counts)
         self._library.sc_crash_share(self._counts)
 
     def _names(self, of_operation: int) -> list[str]:

@@ -14,7 +14,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from shmcache import _core
 from tests.crash.ledger import is_delete, parse
 from tests.crash.worker import N_OWN, Board, Worker
 
-__all__ = ["Outcome", "live_beacons", "segment", "storm"]
+__all__ = ["Outcome", "judge_rest", "live_beacons", "segment", "storm"]
 
 HUNG: Final = 20.0
 """Seconds without progress after which a worker counts as hung; a loaded machine delays one by about a second."""
@@ -93,14 +93,15 @@ class Storm:
         """What a worker calls itself."""
         return pid
 
-    def spawn(self, index: int) -> None:
-        """Fork a worker; every other one opens the segment itself instead of using the inherited engine."""
+    def spawn(self, index: int, first: Callable[[], None] = lambda: None) -> None:
+        """Fork a worker that does `first` before anything else; every third opens the segment itself, the others inherit it."""
         seed, own = self.rng.getrandbits(32), self.rng.random() < 0.3 and not self.url.startswith("anon")
         pid = self.fork()
         if pid == 0:
             code = 1
             try:
                 self.enter()
+                first()
                 cache = type(self.cache).from_url(self.cache.url, mode="a", lock_timeout=30.0) if own else self.cache
                 Worker(cache, self.board, index, seed, self.write_end).run(self.until + 60)
                 code = 0
@@ -160,7 +161,8 @@ class Storm:
         os.close(self.write_end)
 
 
-def _judge_rest(cache: Any, board: Board, found: list[str]) -> None:
+def judge_rest(cache: Any, board: Board, found: list[str]) -> None:
+    """Compare what stands with the ledger, and audit; findings go to `found`."""
     for worker in range(board.n):
         for i in range(N_OWN):
             key, pair = f"own:{worker}:{i}", board.own(worker, i)
@@ -207,7 +209,7 @@ def storm(
                 run.watch()
         finally:
             run.close()
-        _judge_rest(cache, board, run.violations)
+        judge_rest(cache, board, run.violations)
         stats = cache._stats()
         if live_beacons(cache) > 1:
             run.violations.append(f"slots: 1 held at the end wanted, {live_beacons(cache)} found")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 from pathlib import Path
 
 import pytest
 
+from tests.crash.fuzz import CORPUS, LEG, fuzz
 from tests.crash.mutants import MUTANTS, Mutant, seed_bug
 from tests.crash.native import legs, run_legs
 from tests.crash.processes import cycles, forks, survivors
+from tests.crash.scribble import scribble
 from tests.crash.shims import shims
+from tests.crash.soak import soak
 from tests.crash.storm import storm
 
 x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="single-stepping is written for x86_64")
@@ -78,6 +82,29 @@ def test_forks(form: str, guard: str) -> None:
 def test_shims(capfd: pytest.CaptureFixture[str]) -> None:
     """A system call that fails, a missing SEM_UNDO and clocks that jump cost a typed error at most, and leave nothing."""
     assert shims(["--share", "0.03", "--seconds", "1.5"]) == 0, capfd.readouterr().out
+
+
+def test_fuzz(tmp_path: Path) -> None:
+    """Segment images and operations that libFuzzer makes of the corpus crash nothing and give no foreign value."""
+    if LEG.missing and not os.environ.get("SHMCACHE_REQUIRE_ALL"):
+        pytest.skip(f"{LEG.compiler} is not installed")
+    outcome = fuzz(seconds=5, seed=1, directory=tmp_path)
+    assert outcome.violations == []
+    assert int(outcome.figures["inputs"].replace(",", "")) > len(list(CORPUS.iterdir()))
+
+
+@pytest.mark.parametrize(("form", "guard"), [("posix", "fast"), ("sysv", "semaphore")])
+def test_scribble(form: str, guard: str) -> None:
+    """Random bytes over a live segment cost workers that use the whole API misses and typed errors."""
+    outcome = scribble(form, guard, seconds=4, seed=1)
+    assert outcome.violations == []
+    assert outcome.figures["hits"] > 0
+
+
+def test_soak() -> None:
+    """Workers that come and go leave memory, free pages and live items as they were."""
+    outcome = soak("posix", "fast", operations=1e6, restarts=100, seconds=5, seed=1)
+    assert outcome.violations == []
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: str(mutant.name))

@@ -248,6 +248,16 @@ class Worker:
                 if stands == is_delete(version):
                     self.complain(f"walk: own:{self.index}:{i} of version {version} is {'given' if stands else 'left out'}")
 
+    def fleet(self) -> None:
+        """A value that expires in a moment: of this key, or gone; a clear, where keys may go missing."""
+        key = f"fleet:{self.rng.randrange(8)}"
+        value = self.cache.get(key, shmcache.MISS)
+        if value is not shmcache.MISS and parse(key, value) < 0:
+            self.complain(f"torn: {key} gives {value[:60]!r}")
+        self.cache.set(key, make(key, self.ops), ttl=self.rng.uniform(0.001, 0.05))
+        if self.board.may_miss and self.rng.random() < 0.1:
+            self.cache.clear()
+
     def run(self, until: float) -> None:
         """Mixed operations until killed, or until the deadline."""
         self.settle()
@@ -267,8 +277,10 @@ class Worker:
                     self.count(self.rng.randrange(N_COUNTERS))
                 elif r < 0.94:
                     self.share(self.rng.randrange(N_SHARED))
-                elif r < 0.97:
+                elif r < 0.96:
                     self.mutex()
+                elif r < 0.97:
+                    self.fleet()
                 elif r < 0.98:
                     self.walk()
                 elif r < 0.99:
