@@ -50,11 +50,11 @@ def fuzz(*, seconds: float, seed: int, directory: Path, inputs: Path | None = No
 
 
 def _minimize(directory: Path, program: Path) -> None:
-    """What `directory`/found adds to the corpus in coverage replaces it, the smallest inputs first."""
+    """A small set of inputs that covers what the corpus and `directory`/found cover takes the corpus' place."""
     merged = directory / "merged"
     merged.mkdir()
     subprocess.run(
-        [str(program), "-merge=1", str(merged), str(CORPUS), str(directory / "found")],
+        [str(program), "-set_cover_merge=1", "-use_counters=0", str(merged), str(CORPUS), str(directory / "found")],
         check=True, capture_output=True, env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"},
     )  # fmt: skip
     for file in CORPUS.iterdir():
