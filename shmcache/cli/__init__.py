@@ -5,7 +5,9 @@ import logging
 from . import bench, dump, items, look, manage, manual, reports, servers, snapshots, spread, top
 from .app import app
 
-__all__ = ["app", "bench", "dump", "items", "look", "main", "manage", "manual", "reports", "servers", "snapshots", "spread", "top"]
+__all__ = [
+    "app", "bench", "dump", "items", "look", "main", "manage", "manual", "reports", "servers", "snapshots", "spread", "top",
+]  # fmt: skip
 
 ORDER = [
     *("ls", "info", "stats", "dump", "guards", "check", "top", "distribution", "bigkeys", "report", "web", "health"),
