@@ -8,16 +8,18 @@ import itertools
 import logging
 import os
 import time
-from itertools import chain
+from itertools import chain, count
 
 import pytest
+import redis
 from servers import fake
 
 import shmcache
 from shmcache import MISS, EngineDown, ShmCacheError
+from shmcache.engines import redis as redis_engine
 from shmcache.engines.memory import MemoryEngine
 from shmcache.health import DOWN, UP
-from shmcache.testing import in_processes, in_threads
+from shmcache.testing import in_processes, in_threads, interrupted
 from shmcache.url import Host
 
 _serial = itertools.count()
@@ -280,6 +282,24 @@ def test_closed(open_redis, proxy):
         with pytest.raises(ShmCacheError, match="closed"):
             call()
     assert proxy.accepted == before
+
+
+@pytest.mark.parametrize(("scheme", "kind", "step"), [
+    ("redis", "redis_server", 3), ("redis+cluster", "redis_cluster_server", 17),
+])  # fmt: skip
+def test_interrupted(open_redis, request, scheme, kind, step):
+    """A call interrupted at some line, of the driver too, leaves no connection that the next one could stumble over."""
+    engine = open_redis(request.getfixturevalue(kind), scheme, prefix="int:", timeout=10, connect_timeout=10)
+    engine.set_many({"{k}a": "mine", "{k}b": "not mine"})
+    files = (os.path.dirname(redis.__file__), redis_engine.__file__)
+    for at in count(1, step):
+        if not interrupted(lambda: engine.get("{k}b"), at, files):
+            break
+        assert engine.get("{k}a") == "mine"
+    assert at > 100
+    assert engine.get_many(["{k}a", "{k}b"]) == {"{k}a": "mine", "{k}b": "not mine"}
+    assert engine.health.snapshot()[0]["changes"] == 0
+    engine.clear()
 
 
 # -- a cluster -----------------------------------------------------------------------------------------------

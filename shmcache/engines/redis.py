@@ -8,6 +8,7 @@ I3  Sockets belong to the process that opened them: a forked child opens its own
 I4  The driver's exceptions are `__cause__` only, and no message has a value or a password in it.
 I5  A server that did not answer one worker of this machine is down for all of them (health.py): they get
     EngineDown at once, and one asks it again per retry interval.
+I6  After an interrupted call no connection of this client is used again: no call reads another's answer.
 
 What is sent: redis_items.py; how it lies there: redis_wire.py. `clear`, iteration and `len` walk the keys
 under `prefix`; without one that is the whole database, which then should be this cache's own. Locks and
@@ -39,7 +40,7 @@ from ..health import RETRY_INTERVAL, Health, OnChange, Ticket, health_option
 from ..url import Host, Parser, Url
 from . import redis_wire as wire
 from .redis_items import RAISE, RedisItems, any_form
-from .redis_link import timed
+from .redis_link import timed, tls_arguments
 
 __all__ = ["RedisEngine"]
 
@@ -244,6 +245,20 @@ class RedisEngine(RedisItems):
             if ours is error:
                 raise
             raise ours from error
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _abandon(self) -> None:
+        """Use no connection of this client again: a call was interrupted, and an answer may still come on one. Those
+        that other threads use go when they are done."""
+        made, self._made = self._made, None
+        if made is not None and made[0] == os.getpid():
+            clients = [made[1]]
+            if self._cluster:
+                clients = [node.redis_connection for node in made[1].get_nodes() if node.redis_connection is not None]
+            for client in clients:
+                client.connection_pool.disconnect(inuse_connections=False)
 
     def _run(
         self, *command: Any, down: Any = RAISE, takes: Callable[[Any], bool] = any_form, **at: Any
@@ -284,6 +299,9 @@ class RedisEngine(RedisItems):
             raise
         except Exception as error:
             raise self._error(error, None) from error
+        except BaseException:
+            self._abandon()
+            raise
 
     def _nodes(self) -> list[dict[str, Any]]:
         if not self._cluster:
@@ -457,7 +475,7 @@ def _connector(
         "protocol": 2,
         "max_connections": 2**31,
     }
-    arguments |= _tls_arguments(url.scheme == "rediss" or tls.pop("tls", False), tls)
+    arguments |= tls_arguments(url.scheme == "rediss" or tls.pop("tls", False), tls)
     hosts = tuple(host if host.is_unix else Host(host.name, host.port or PORT) for host in hosts)
 
     def connect(chosen: tuple[Host, ...], alone: bool = False) -> Any:
@@ -471,19 +489,3 @@ def _connector(
         return redis.Redis(**at, db=int(database or 0), retry=no_retry, **arguments)
 
     return connect, hosts
-
-
-def _tls_arguments(wanted: bool, tls: dict[str, Any]) -> dict[str, Any]:
-    if not wanted:
-        if tls:
-            raise ValueError(f"option {min(tls)!r}: rediss:// or tls=yes wanted with it, neither found")
-        return {}
-    verify = tls.get("tls_verify", True)
-    return {
-        "ssl": True,
-        "ssl_ca_certs": tls.get("tls_ca"),
-        "ssl_certfile": tls.get("tls_cert"),
-        "ssl_keyfile": tls.get("tls_key"),
-        "ssl_cert_reqs": "required" if verify else "none",
-        "ssl_check_hostname": verify,
-    }

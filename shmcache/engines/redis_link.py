@@ -1,4 +1,4 @@
-"""A socket on which an answer has to be complete in time. No driver is imported here.
+"""A socket on which an answer has to be complete in time, and what makes it speak TLS. No driver is imported here.
 
 The driver's own timeout is one of silence: a server that sends a byte now and then holds a caller for as long
 as it likes. Here all that is received after a send ends at one moment.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-__all__ = ["TimedSocket", "timed"]
+__all__ = ["TimedSocket", "timed", "tls_arguments"]
 
 
 class TimedSocket:
@@ -65,3 +65,20 @@ def timed(connection: Any, seconds: float, connected: bool) -> None:
         connection._parser.on_connect(connection)  # which reads from the connection's socket
     else:
         connection.on_connect()
+
+
+def tls_arguments(wanted: bool, tls: dict[str, Any]) -> dict[str, Any]:
+    """The driver's arguments for the engine's options `tls_*`; ValueError for any of these where TLS is not wanted."""
+    if not wanted:
+        if tls:
+            raise ValueError(f"option {min(tls)!r}: rediss:// or tls=yes wanted with it, neither found")
+        return {}
+    verify = tls.get("tls_verify", True)
+    return {
+        "ssl": True,
+        "ssl_ca_certs": tls.get("tls_ca"),
+        "ssl_certfile": tls.get("tls_cert"),
+        "ssl_keyfile": tls.get("tls_key"),
+        "ssl_cert_reqs": "required" if verify else "none",
+        "ssl_check_hostname": verify,
+    }

@@ -19,13 +19,13 @@ others set `frozen = False` and `life`, `slack` as in harness.Harness. For reada
 `pytest.register_assert_rewrite("shmcache.testing")` before the first import.
 """
 
-from .harness import Harness, in_processes, in_threads, needs
+from .harness import Harness, in_processes, in_threads, interrupted, needs
 from .lifetime import LifetimeTests
 from .recipes import RecipeTests
 from .store import StoreTests
 from .whole import WholeTests
 
-__all__ = ["EngineConformance", "Harness", "in_processes", "in_threads", "needs"]
+__all__ = ["EngineConformance", "Harness", "in_processes", "in_threads", "interrupted", "needs"]
 
 
 class EngineConformance(StoreTests, WholeTests, LifetimeTests, RecipeTests):

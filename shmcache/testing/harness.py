@@ -120,8 +120,10 @@ def in_processes(count: int, work: Callable[[int], Any], limit: int = 60) -> lis
     return results
 
 
-def interrupted(call: Callable[[], Any], at: int) -> bool:
-    """Run `call`, with a KeyboardInterrupt at the `at`-th line of lock.py or recipes.py, or the end of a `_lease_`
+def interrupted(
+    call: Callable[[], Any], at: int, files: tuple[str, ...] = (lock.__file__, recipes.__file__)
+) -> bool:
+    """Run `call`, with a KeyboardInterrupt at the `at`-th line of files whose paths begin so, or end of a `_lease_`
     primitive, whose answer is then lost; whether it came so far."""
     left = at
 
@@ -134,7 +136,7 @@ def interrupted(call: Callable[[], Any], at: int) -> bool:
     def trace(frame: Any, event: str, arg: Any) -> Any:
         if frame.f_code.co_name.startswith("_lease_"):
             wanted = "return"
-        elif frame.f_code.co_filename in (lock.__file__, recipes.__file__):
+        elif frame.f_code.co_filename.startswith(files):
             wanted = "line"
         else:
             return None
