@@ -280,7 +280,7 @@ class Engine:
     def counter(self, key: Key) -> int | None:
         """The int under `key`, None if absent. NotANumber for another value, CounterOverflow beyond 64
         bits."""
-        if Capability.COUNTER not in self.capabilities:
+        if not self._can(Capability.COUNTER):
             self._unsupported("counter", Capability.COUNTER)
         value = self.get(key, MISS)
         return None if value is MISS else check_number(value, "counter")
@@ -358,7 +358,7 @@ class Engine:
         return ((key, value) for key in self.keys(match) if (value := self._peek(key)) is not MISS)
 
     def _groups(self) -> range:
-        if Capability.ITERATE not in self.capabilities:
+        if not self._can(Capability.ITERATE):
             self._unsupported("iteration", Capability.ITERATE)
         return range(self._n_groups)
 
@@ -458,6 +458,10 @@ class Engine:
         from .namespace import Namespace
 
         return Namespace(self, name)
+
+    def _can(self, flag: Capability) -> bool:
+        """Whether `flag` is claimed; asks no server that need not be asked for it."""
+        return flag in self.capabilities
 
     def _resolve(self, key: Key) -> tuple[Engine, Key]:
         """The engine and key that hold `key` at this moment; a namespace answers with its parent and the

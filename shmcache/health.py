@@ -12,7 +12,9 @@ I1  Every change of a record is one cas or add against the record that led to it
 I2  A probe is preceded by such a change of `tried`, which is its lease: one worker probes per interval, and
     if it dies the next one does, an interval later.
 I3  Who makes a change logs it, counts it in the record and calls its own on_change; others only see it.
-I4  The table is a hint: with no store, or with one that fails, each process keeps its own records in memory,
+I4  What fails for want of this process's or machine's own means (OWN) says nothing of the server, and changes no
+    record.
+I5  The table is a hint: with no store, or with one that fails, each process keeps its own records in memory,
     and says so in one log line.
 
 Times in records are seconds of the boot-time clock, the same for all processes; `since` is wall time, for
@@ -21,6 +23,7 @@ people. Deliberately not here: connections, and what a probe consists of.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
@@ -60,6 +63,11 @@ KEYS: Final = "health "
 SPREAD: Final = 0.1
 """An interval is up to so much longer, at random, so that machines which lost a server together do not probe
 it together."""
+OWN: Final = frozenset(
+    (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL, errno.EAGAIN)
+)
+"""errno of what a process or machine is short of: descriptors, memory, ports; EAGAIN: room in the backlog of a unix
+socket. One worker that leaks descriptors shall not take a server from all."""
 ERROR_TEXT: Final = 200
 """Characters of an error kept in a record: a line of a terminal, three times over."""
 
@@ -254,7 +262,7 @@ class Health:
     def failed(self, host: Host, ticket: Ticket, error: BaseException) -> None:
         """Note that `host`, asked with `ticket`, did not answer. Of several workers one makes the change."""
         record = ticket.record
-        if record.status != UP:
+        if record.status != UP or _own(error):
             return
         down = record._replace(
             status=DOWN,
@@ -356,6 +364,12 @@ def _row(server: str, record: Record, now: float) -> dict[str, Any]:
 
 def _text(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:ERROR_TEXT]
+
+
+def _own(error: BaseException | None) -> bool:
+    while error is not None and getattr(error, "errno", None) not in OWN:
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _spread() -> float:

@@ -83,7 +83,7 @@ class Lock:
     """
 
     def __init__(self, engine: Engine, name: Key, lease: float, timeout: float | None) -> None:
-        if Capability.LOCK not in engine.capabilities:
+        if not engine._can(Capability.LOCK):
             engine._unsupported("lock", Capability.LOCK)
         self._engine = engine
         self._name = b"L:" + check_key(name)

@@ -42,8 +42,15 @@ class Namespace(Engine):
         self._head = b"\xffN" + data + b"\xff"
         self.url = parent.url
         self.engine_id = parent.engine_id
-        self.capabilities = parent.capabilities & ~Capability.RAW
         self.default_ttl = parent.default_ttl
+
+    @property
+    def capabilities(self) -> Capability:  # type: ignore[override]
+        """The parent's at this moment, but for RAW."""
+        return self._parent.capabilities & ~Capability.RAW
+
+    def _can(self, flag: Capability) -> bool:
+        return Capability.RAW not in flag and self._parent._can(flag)
 
     @property
     def _closed(self) -> bool:  # type: ignore[override]

@@ -305,7 +305,7 @@ class Memoized:
 
     def cache_info(self) -> CacheInfo:
         """Hits, misses (calls in which the function ran), None, and the number of live results."""
-        size = len(self._view) if Capability.ITERATE in self._view.capabilities else None
+        size = len(self._view) if self._view._can(Capability.ITERATE) else None
         return CacheInfo(self._hits, self._misses, None, size)
 
     def invalidate(self, *args: Any, **kwargs: Any) -> bool:

@@ -1,8 +1,9 @@
 """Random operations on each engine and on the in-process reference: every answer has to be the same.
 
-SHMCACHE_DIFFERENTIAL_STEPS in the environment is the least number of operations per engine: 500 without it,
-10000 in a full run. Engines whose clock can be set live through lifetimes; for the others none ends while the
-test runs.
+SHMCACHE_DIFFERENTIAL_STEPS in the environment is the least number of operations per engine: 500 without it. The
+long leg is `SHMCACHE_DIFFERENTIAL_STEPS=10000 pytest tests/test_differential.py`. memcached against shared memory is
+in test_memcached.py, 10,000 operations in every run. Engines whose clock can be set live through lifetimes; for
+the others none ends while the test runs.
 """
 
 from __future__ import annotations
@@ -237,6 +238,7 @@ def wait(pair, seconds):
 
 def run(engine: Any, frozen: bool) -> None:
     """As many examples as make STEPS operations, each from an empty engine."""
+    done = 0
 
     @settings(
         max_examples=max(1, STEPS // LENGTH),
@@ -249,6 +251,7 @@ def run(engine: Any, frozen: bool) -> None:
     )
     @given(st.lists(st.one_of(OPERATIONS), min_size=LENGTH, max_size=2 * LENGTH))
     def example(steps):
+        nonlocal done
         pair = Pair(engine, MemoryEngine(), frozen)
         engine.clear()
         if frozen:
@@ -260,8 +263,10 @@ def run(engine: Any, frozen: bool) -> None:
             note(name)
             ours, theirs = step(pair)
             assert ours == theirs, name
+            done += 1
 
     example()
+    assert done >= STEPS
 
 
 def test_differential(form, make_engine):

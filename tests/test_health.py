@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import signal
@@ -157,6 +158,19 @@ def test_old_failure(make: Callable[..., Health], clock: Clock) -> None:
     one.admit(HOST, answering)
     third.failed(HOST, slower, BOOM)
     assert one.status(HOST).status == UP
+
+
+def test_own_failure(make: Callable[..., Health]) -> None:
+    """A worker that has no descriptor, memory or port left takes no server from the others."""
+    table = make()
+    for number in (errno.EMFILE, errno.ENOBUFS, errno.EADDRNOTAVAIL, errno.EAGAIN):
+        wrapped = ConnectionError("a driver's")
+        wrapped.__context__ = OSError(number, "short of it")
+        for error in (OSError(number, "short of it"), wrapped):
+            table.failed(HOST, table.admit(HOST, never), error)
+    assert table.status(HOST).changes == 0
+    table.failed(HOST, table.admit(HOST, never), OSError(errno.ECONNREFUSED, "refused"))
+    assert table.status(HOST).downs == 1
 
 
 def test_set_server(make: Callable[..., Health], clock: Clock) -> None:

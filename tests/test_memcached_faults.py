@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from servers import fake
 
+import shmcache
 from shmcache import MISS, Capability, EngineDown, NotSupported
 from shmcache.engines import memcached_whole
 from shmcache.engines.memcached import MemcachedEngine
@@ -350,6 +351,34 @@ def test_interrupted(proxy: fake.Proxy, open_memcached: Callable[..., MemcachedE
         signal.signal(signal.SIGALRM, old)
     proxy.mode = "pass"
     assert engine.get("k") == "mine"
+
+
+def test_claims_are_asked_for_once_needed(start_memcached: Any, open_memcached: Callable[..., MemcachedEngine]) -> None:
+    """What was opened while the server was down iterates when it is back; locks and counters never ask whether it can."""
+    server = start_memcached()
+    server.kill()
+    far = open_memcached(server, retry_interval=0.0)
+    space = far.namespace("space")
+    near = shmcache.open(f"memory:{far.engine_id.partition(':')[2]}://")
+    tiered = shmcache.open(f"tiered:{far.engine_id.partition(':')[2]}://", l1=near, l2=far)
+    for engine in (far, space, tiered):
+        assert Capability.ITERATE not in engine.capabilities
+        lock = engine.lock("name")
+        with pytest.raises(EngineDown):
+            lock.__enter__()
+    server.start()
+    asked = []
+    ask = far._can_iterate
+    far._can_iterate = lambda: asked.append(1) or ask()  # type: ignore[func-returns-value,method-assign]
+    for engine in (far, space, tiered):
+        with engine.lock("name"):
+            assert engine.counter("n") is None
+    assert asked == []
+    for engine in (far, space, tiered):
+        assert Capability.ITERATE in engine.capabilities
+        assert len(engine) == 0
+    tiered.close()
+    near.close()
 
 
 def test_get_or_set_while_down(start_memcached: Any, open_memcached: Callable[..., MemcachedEngine]) -> None:

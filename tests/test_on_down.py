@@ -4,7 +4,9 @@ near tier."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import resource
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 
 import shmcache
 from shmcache import MISS, EngineDown
-from shmcache.testing import in_threads
+from shmcache.testing import in_processes, in_threads
 
 
 class Served:
@@ -25,6 +27,12 @@ class Served:
     def revive(self) -> None:
         self.server.start()
         assert self.far.set_server(str(self.server), True)
+
+    def disconnect(self) -> None:
+        if hasattr(self.far, "_abandon"):
+            self.far._abandon()
+        else:
+            self.far._servers[0].close()
 
 
 Opener = Callable[[str], Served]
@@ -161,3 +169,24 @@ def test_body_of_a_lock_goes_first(open_on: Opener) -> None:
     served.revive()
     with pytest.raises(EngineDown):
         leave(None)
+
+
+def test_no_descriptor_left(open_on: Opener) -> None:
+    """A process without a descriptor for the connection gets EngineDown, and its answer as soon as it has one."""
+    served = open_on("raise")
+
+    def child(i: int) -> list[Any]:
+        served.far.set("k", [5])  # connects, and loads what is loaded late
+        served.disconnect()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        taken: list[int] = []
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        with pytest.raises(EngineDown, match="Too many open files"):
+            served.far.get("k")
+        for descriptor in taken:
+            os.close(descriptor)
+        return served.far.get("k")
+
+    assert in_processes(1, child) == [[5]]

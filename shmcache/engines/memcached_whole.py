@@ -129,7 +129,7 @@ class MemcachedWhole(MemcachedCounters):
         if (
             not found["servers_down"]
             and found["items"] <= COUNT_ITEMS
-            and Capability.ITERATE in self.capabilities
+            and self._can(Capability.ITERATE)
         ):
             live = [pair for number in range(self._n_groups) for pair in self._live_keys(number)]
             found["items"], found["bytes"] = len(live), sum(size for _, size in live)
@@ -143,6 +143,9 @@ class MemcachedWhole(MemcachedCounters):
         if self._iterable is None and not self._closed:
             self._iterable = self._can_iterate()
         return self._ALWAYS | Capability.ITERATE if self._iterable else self._ALWAYS
+
+    def _can(self, flag: Capability) -> bool:
+        return flag in self._ALWAYS or flag in self.capabilities
 
     def _can_iterate(self) -> bool | None:
         """Whether all servers list their keys; None while one of them cannot be asked."""

@@ -37,7 +37,7 @@ from ..codec import Codec, codec_option, get_codec
 from ..engine import Engine
 from ..errors import EngineDown, NoSpace, ShmCacheError
 from ..health import RETRY_INTERVAL, Health, OnChange, Ticket, health_option
-from ..url import Host, Parser, Url
+from ..url import MAX_TTL, Host, Parser, Url
 from . import redis_wire as wire
 from .redis_items import RAISE, RedisItems, any_form
 from .redis_link import timed, tls_arguments
@@ -81,7 +81,7 @@ class RedisEngine(RedisItems):
         "prefix": _url.text,
         "on_down": _url.choice("raise", "miss"),
         "health": health_option,
-        "retry_interval": _url.seconds(-1, 86_400),
+        "retry_interval": _url.seconds(-MAX_TTL, MAX_TTL),
         "on_change": _url.keyword_only(_url.function),
         "default_ttl": _url.seconds(),
         "max_value": _url.size(1, MAX_VALUE),

@@ -90,7 +90,6 @@ class TieredEngine(FarItems):
         self.url = Url("tiered") if url is None else url
         self.engine_id = self.url.engine_id
         self._l1, self._l2, self._owned = l1, l2, owned
-        self.capabilities = l2.capabilities  # the lifetimes that L1 has to keep it was asked for above
         self.default_ttl = l2.default_ttl if default_ttl is None else lifetime(default_ttl)
         self.max_value = max_value
         self._miss = on_down == "miss" or l2._miss
@@ -208,10 +207,10 @@ class TieredEngine(FarItems):
         value = self._l2.get(key, MISS)
         if value is MISS:
             return None
-        left = self._l2.ttl(key) if Capability.TTL in self.capabilities else None
+        left = self._l2.ttl(key) if self._can(Capability.TTL) else None
         if left is None:
             return value, 0.0  # gone meanwhile, or not to be known: no copy
-        return value, left if Capability.SUBSECOND in self.capabilities else left - 1.0
+        return value, left if self._can(Capability.SUBSECOND) else left - 1.0
 
     def _copy(self, name: bytes) -> Any:
         """The copy, or MISS; marks are none."""

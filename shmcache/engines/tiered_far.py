@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from ..arguments import Key, check_key
-from ..engine import Engine
+from ..engine import Capability, Engine
 from ..errors import EngineDown, NotSupported, ShmCacheError
 
 __all__ = ["FarItems"]
@@ -25,6 +25,14 @@ class FarItems(Engine):
     _head: bytes
     _miss: bool
     _counts: dict[str, int]
+
+    @property
+    def capabilities(self) -> Capability:  # type: ignore[override]
+        """L2's at this moment."""
+        return self._l2.capabilities
+
+    def _can(self, flag: Capability) -> bool:
+        return self._l2._can(flag)
 
     @property
     def _n_groups(self) -> int:  # type: ignore[override]
