@@ -278,7 +278,7 @@ def test_native_overflow_is_not_met(engine: MemcachedEngine) -> None:
 
 def test_races_end(engine: MemcachedEngine) -> None:
     """An incr that loses every race ends in LockTimeout, not never."""
-    engine._patience = 0.05
+    engine._patience = 0.5
     engine._load = lambda *a, **k: wire.Item(2, b"1", 0, -1, 10**15, True, 1)  # type: ignore[method-assign]
     engine.set("k", 1)
     with pytest.raises(LockTimeout, match="incr"):
@@ -386,6 +386,8 @@ def test_grace_and_other_calls(engine: MemcachedEngine) -> None:
     assert engine.append("b", "x") is False
     assert "b" not in engine
     assert engine.ttl("b") is None
+    assert engine._get_left("b") is None
+    assert engine._get_left_many(["b"]) == {}
     assert engine.pop("c", MISS) is MISS
     assert engine.delete_many(["d"]) == 0
     assert engine.add("e", "new") is True
@@ -395,6 +397,20 @@ def test_grace_and_other_calls(engine: MemcachedEngine) -> None:
     assert engine.set("h", 1)
     assert engine.ttl("h") == math.inf
     assert {key for key in engine if len(key) == 1} == {"n", "t", "e", "f", "h"}
+
+
+@pytest.mark.parametrize(("ttl", "least", "most"), [(0, math.inf, math.inf), (0.5, 0.0, 1.0), (1, 0.0, 1.0), (100, 98.0, 100.0)])
+def test_value_and_lifetime_in_one_answer(engine: MemcachedEngine, ttl: float, least: float, most: float) -> None:
+    """_get_left tells the value and what it surely has left, in one answer."""
+    for key in ("k", "k k"):
+        engine.set(key, [1], ttl)
+        value, left = engine._get_left(key) or (None, -1.0)
+        assert value == [1]
+        assert least <= left <= most
+    assert [value for value, _ in engine._get_left_many(["k", "k k", "absent"]).values()] == [[1], [1]]
+    assert engine._get_left("absent") is None
+    engine._set_grace("g", 1, 100, 50)
+    assert engine._get_left_many(["g"])["g"][1] <= 100
 
 
 # -- against the reference --

@@ -136,7 +136,8 @@ def test_unsolicited_bytes(open_memcached: Callable[..., MemcachedEngine]) -> No
         engine = open_memcached(server)
         for _ in range(3):
             assert engine.get("k", MISS) is MISS
-            time.sleep(0.1)
+            while engine._servers[0]._idle[-1].sock.quiet():  # until it has come
+                time.sleep(0.01)
         assert server.accepted == 3
 
 
@@ -218,6 +219,7 @@ def test_on_down_miss(
         (lambda: engine.get("k", MISS), MISS), (lambda: engine.gets("k", MISS), MISS), (lambda: "k" in engine, False),
         (lambda: engine.ttl("k"), None), (lambda: engine.counter("k"), None), (lambda: engine.get_many(["k"]), {}),
         (lambda: engine.pop("k", 5), 5), (lambda: engine.gat("k", 5, 6), 6), (lambda: engine._get_grace("k"), None),
+        (lambda: engine._get_left("k"), None), (lambda: engine._get_left_many(["k"]), {}),
         (lambda: engine.set("k", 1), False), (lambda: engine.add("k", 1), False), (lambda: engine.replace("k", 1), False),
         (lambda: engine.delete("k"), False), (lambda: engine.touch("k", 1), False), (lambda: engine.append("k", ""), False),
         (lambda: engine.prepend("k", b""), False), (lambda: engine.set_many({"a": 1, "b": 2}), ["a", "b"]),

@@ -192,17 +192,17 @@ class MemcachedItems(Engine):
         return {key: self._value(item) for key, item in self._get_items(keys)}
 
     def _get_left(self, key: Key) -> tuple[Any, float] | None:
-        """`(value, seconds it has at least)`, both of one moment; None if absent. Counts as `get`."""
+        """`(value, seconds it surely has)`, both of one moment; None if absent. Counts as `get`."""
         try:
             item = self._get(key, b" v f t")
         except EngineDown as error:
             self._missed(error, None)
             return None
-        return None if item is None else (self._value(item), wire.seconds_left(item))
+        return None if item is None else (self._value(item), wire.seconds_left(item, 0.0))
 
     def _get_left_many(self, keys: Iterable[Key]) -> dict[Key, tuple[Any, float]]:
         """The hits as `_get_left` gives them, under the keys as given."""
-        return {key: (self._value(item), wire.seconds_left(item)) for key, item in self._get_items(keys)}
+        return {key: (self._value(item), wire.seconds_left(item, 0.0)) for key, item in self._get_items(keys)}
 
     def _get_items(self, keys: Iterable[Key]) -> Iterator[tuple[Key, Item]]:
         wanted = [(key, data, *self._keys.wire(data)) for key, data in [(k, check_key(k)) for k in keys]]

@@ -228,10 +228,10 @@ def expiry(left: float | None, grace: int = 0) -> bytes:
     return b"%d" % (count if count <= MONTH else int(time.time()) + count)
 
 
-def seconds_left(item: Item) -> float:
+def seconds_left(item: Item, last: float = 0.5) -> float:
     """Seconds an item surely has left before its (soft) deadline: what the server says less the tick it is in;
-    0.5 in the last one."""
-    return math.inf if item.left == FOREVER else max(item.left - item.grace - 1.0, 0.5)
+    `last` in the last one, in which nothing is sure."""
+    return math.inf if item.left == FOREVER else max(item.left - item.grace - 1.0, last)
 
 
 def clock_item(now: float) -> int:
