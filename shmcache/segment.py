@@ -60,6 +60,7 @@ class Attachment:
     size: int
     sem_id: int
     header: dict[str, Any]
+    mode: int = 0  # permissions as the system has them; of an anonymous one nobody else knows
     fd: int = -1
     shm_id: int = -1
     path: str | None = None
@@ -210,8 +211,8 @@ def _attach_posix(wish: Wish) -> Attachment | None:
         if header["size"] != st.st_size:
             raise SegmentInvalid(f"{what}: {header['size']} bytes as in its header wanted, {st.st_size} found")
         check_header(header, wish)
-        file = st.st_dev, st.st_ino
-        return Attachment("posix", wish.name, st.st_size, _header_sem(header, wish), header, fd=fd, path=path, file=file)
+        file, mode = (st.st_dev, st.st_ino), stat.S_IMODE(st.st_mode)
+        return Attachment("posix", wish.name, st.st_size, _header_sem(header, wish), header, mode, fd=fd, path=path, file=file)
     except BaseException:
         os.close(fd)
         raise
@@ -318,7 +319,8 @@ def _attach_sysv(wish: Wish) -> Attachment | None:
     if shm_id < 0 or header is None:
         return None
     check_header(header, wish)
-    return Attachment("sysv", wish.name, size, _header_sem(header, wish), header, shm_id=shm_id)
+    mode = _core.shm_stat(shm_id)["mode"] & 0o777
+    return Attachment("sysv", wish.name, size, _header_sem(header, wish), header, mode, shm_id=shm_id)
 
 
 def _make_shm(wish: Wish, key: int | None) -> int:

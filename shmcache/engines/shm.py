@@ -109,7 +109,7 @@ class ShmEngine(_core.Table, Engine):
         self._refuse_pickle(codec, options.get("perms", 0o600))
         att = segment.open_segment(self._form, self._name, options, like)
         try:
-            self._refuse_pickle(codec, att.header["perms"])
+            self._refuse_pickle(codec, att.header["perms"] | att.mode)
             self._attach(
                 att.fd, att.shm_id, att.size, att.sem_id, options.get("mode") == "r", att.path,
                 options.get("hugepages") == "try", bool(options.get("prefault")),

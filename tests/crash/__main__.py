@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.crash import fuzz, namespaces, native, points, processes, recovery, rivals, scribble, shims, soak, stopped
+from tests.crash import flood, fuzz, namespaces, native, points, processes, recovery, rivals, scribble, shims, soak, stopped
 from tests.crash.storm import storm
 
 FORMS = ("posix", "sysv")
@@ -45,6 +45,7 @@ def main() -> int:
     processes.add_commands(command, survivors)
     native.add_commands(command)
     shims.add_commands(command)
+    flood.add_commands(command)
     namespaces.add_commands(command)
     fuzz.add_commands(command)
     points.add_commands(command)

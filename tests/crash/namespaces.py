@@ -221,7 +221,15 @@ def two_users(seed: int, seconds: float) -> Outcome:
                 lines.append(f"{form}: 'theirs' of uid {NOBODY} wanted, {looks.get('k')!r} found")
         with _open(url, owners=(NOBODY,)) as trusts:
             trusts.set("k", "ours")
-            trusts.unlink()
+
+        def removes(found: list[str], url: str = url) -> None:
+            _become(NOBODY)
+            with _open(url) as cache:
+                if cache.get("k") != "ours":
+                    found.append(f"'ours' of whom it trusts wanted, {cache.get('k')!r} found")
+                cache.unlink()
+
+        lines += in_child(removes)
     return Outcome("namespaces two-users", {"forms": len(COMBINATIONS)}, lines)
 
 
