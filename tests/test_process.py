@@ -28,7 +28,7 @@ def guard(request):
 
 @pytest.fixture(params=URLS, ids=["posix", "sysv", "anon"])
 def cache(request, guard, unique_name):
-    engine = shmcache.open(request.param.format(unique_name()), size="2M", guard=guard)
+    engine = shmcache.open(request.param.format(unique_name()), size="2M", guard=guard, lock_timeout=20)
     yield engine
     assert engine.check() == []
     if not request.param.startswith("anon"):
