@@ -19,10 +19,11 @@ import pytest
 
 import shmcache
 import shmcache.recipes  # loaded before privileges are dropped: the library may lie where others cannot read
-from shmcache import NotSupported, SegmentInvalid, SegmentNotOurs, ShmCacheError, _core, catalog
+from shmcache import NotSupported, SegmentInvalid, SegmentNotOurs, ShmCacheError, _core, catalog, inspect
 from shmcache.engines.shm import ShmEngine
 from shmcache.segment import IPC_CREAT, IPC_EXCL
 from shmcache.url import Url
+from shmcache.wish import Wish
 from tests.crash.flood import attack_keys, ordinary_keys, places
 
 from .shm_help import in_child, run_child
@@ -244,6 +245,50 @@ def test_attaching_creates_nothing(unique_name):
         key = catalog.ipc_key(form, name)
         assert not [row for kind in ("shm", "sem") for row in catalog.sysvipc(kind) if row["key"] & 0xFFFFFFFF == key]
         assert not Path(catalog.shm_path(name)).exists()
+
+
+@pytest.mark.parametrize("field", ["sem_key", "sem_ctime", "n_sems"])
+def test_a_header_aims_at_no_other_semaphores(field, unique_name):
+    """A header whose key, change time or size of the set is not that of the set it names is refused; the set stays as it is."""
+    name = unique_name()
+    path = Path(catalog.shm_path(name))
+    wish = Wish("posix", name, {"size": 1 << 20})
+    n_sems = wish.plan["n_sems"] + (field == "n_sems")
+    theirs = _core.sem_get(0x53000000 | os.getpid() & 0xFFFF, n_sems, IPC_CREAT | IPC_EXCL | 0o600)
+    try:
+        fields = wish.fields(theirs, _core.sem_stat(theirs)["key"], 0, True)
+        fields |= {"sem_key": {"sem_key": 7}, "sem_ctime": {"sem_ctime": 7}}.get(field, {})
+        with path.open("w+b") as f:
+            path.chmod(0o600)
+            os.ftruncate(f.fileno(), wish.plan["size"])
+            _core.format(f.fileno(), -1, fields)
+        before = _core.sem_values(theirs, n_sems), _core.sem_stat(theirs)
+        with pytest.raises(SegmentInvalid, match=r"wanted, \d+ found: the set was replaced"):
+            opened(f"posix:///{name}")
+        assert (_core.sem_values(theirs, n_sems), _core.sem_stat(theirs)) == before
+    finally:
+        _core.sem_remove(theirs)
+        path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("key", [0x53000000, catalog.ANON_KEYS])
+def test_a_forged_anonymous_segment_takes_no_other_semaphores_along(key, unique_name):
+    """Whoever looks last at memory with a forged anonymous header removes a set only if key, time, size and owner are right."""
+    wish = Wish("anon", unique_name(), {"size": 1 << 20})
+    key |= os.getpid() & 0xFFFF
+    theirs = _core.sem_get(key, wish.plan["n_sems"], IPC_CREAT | IPC_EXCL | 0o600)
+    memory = _core.shm_get(0, wish.plan["size"], IPC_CREAT | 0o600)
+    try:
+        fields = wish.fields(theirs, key, 0, True)
+        _core.format(-1, memory, fields | ({} if key < catalog.ANON_KEYS else {"sem_ctime": 7}))
+        view = inspect.View(inspect.locate(f"@{memory}"))
+        _core.shm_remove(memory)
+        view.close()
+        with pytest.raises(OSError, match="shmctl"):
+            _core.shm_stat(memory)
+        assert _core.sem_stat(theirs)["key"] == key
+    finally:
+        _core.sem_remove(theirs)
 
 
 # -- pickles --------------------------------------------------------------------------------------------------
