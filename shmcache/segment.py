@@ -329,7 +329,7 @@ def _make_shm(wish: Wish, key: int | None) -> int:
     size: int = wish.plan["size"]
     before = {row["shmid"] for row in sysvipc("shm")}
     try:
-        with calling("shmget, shmat", sysv_ipc):
+        with calling("shmget, shmat, shmctl", sysv_ipc):
             shm = sysv_ipc.SharedMemory(
                 sysv_ipc.IPC_PRIVATE if key is None else key, sysv_ipc.IPC_CREX, wish.perms, size, init_character=b"\0"
             )
@@ -342,7 +342,7 @@ def _make_shm(wish: Wish, key: int | None) -> int:
             "kernel.shmall and kernel.shmmni"
         ) from error
     shm_id: int = shm.id
-    with contextlib.suppress(sysv_ipc.Error):  # what stays attached goes with the process
+    with contextlib.suppress(sysv_ipc.Error, OSError):  # what stays attached goes with the process
         shm.detach()
     if wish.uid >= 0 or wish.gid >= 0:
         uid, gid = (os.geteuid() if wish.uid < 0 else wish.uid), (os.getegid() if wish.gid < 0 else wish.gid)

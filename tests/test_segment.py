@@ -15,7 +15,7 @@ import sysv_ipc
 
 import shmcache
 import shmcache.recipes  # loaded before privileges are dropped: the library may lie where others cannot read
-from shmcache import LayoutMismatch, NoSpace, SegmentInvalid, SegmentNotOurs, _core, catalog, inspect
+from shmcache import LayoutMismatch, NoSpace, SegmentInvalid, SegmentNotOurs, _core, catalog, inspect, segment
 from shmcache.engines.shm import ShmEngine
 from shmcache.segment import IPC_CREAT, IPC_EXCL
 from shmcache.url import Url
@@ -631,6 +631,28 @@ def test_gc_takes_what_dead_creators_left(unique_name):
     assert path.exists()
     path.unlink()
     _core.sem_remove(sem_id)
+
+
+def test_gc_takes_an_anonymous_segment_whose_creator_died_before_it_was_marked(unique_name, monkeypatch, tmp_path):
+    """Memory of a creator that was killed between attaching and marking goes with its semaphores; younger memory stays."""
+    name = unique_name()
+
+    def dies():
+        segment.forget_anon = lambda att: os.kill(os.getpid(), signal.SIGKILL)
+        shmcache.open(f"anon:{name}://", size="1M")
+
+    os.waitpid(in_child(dies), 0)
+    rows, sets = catalog.list_segments, catalog.sysvipc
+    (mine,) = [row for row in rows() if row.name == name]
+    memory, sem_id = mine.shm_id, mine.header["sem_id"]
+    monkeypatch.setattr(catalog, "SHM_DIR", str(tmp_path))
+    monkeypatch.setattr(catalog, "list_segments", lambda: [row for row in rows() if row.name == name])
+    monkeypatch.setattr(catalog, "sysvipc", lambda kind: [row for row in sets(kind) if row.get("semid", sem_id) == sem_id])
+    assert catalog.gc(grace=3600) == []
+    assert [line.split(":")[0].split(" (")[0] for line in catalog.gc(grace=-1)] == [f"memory {memory}", f"semaphore set {sem_id}"]
+    for gone in (lambda: _core.shm_stat(memory), lambda: _core.sem_stat(sem_id)):
+        with pytest.raises(OSError, match="IPC_STAT"):
+            gone()
 
 
 def test_values_are_left_out_of_core_dumps(unique_name):

@@ -99,7 +99,7 @@ static PyObject *table_attach(PyObject *o, args_t args, Py_ssize_t nargs)
             return PyErr_Format(mismatch ? self->st->LayoutMismatch : self->st->SegmentInvalid, "segment %s%s%s",
                                 path[0] ? path : "", path[0] ? ": " : "", why);
         errno = ENOMEM;
-        return os_error("memory for the handle");
+        return os_error("mmap, malloc");
     }
     if (prefault && !readonly && madvise(base, (size_t)size, MADV_POPULATE_WRITE) != 0)
         for (size_t at = 0; at < size; at += 4096)

@@ -12,6 +12,7 @@ import errno
 import os
 import pwd
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -375,11 +376,12 @@ def daemons(seed: int, seconds: float) -> Outcome:
         parent = os.fork()
         if parent == 0:
             os.close(read)
+            mine = os.getpid()
             cache = _open(f"anon:crash-daemon-{os.getpid()}://", size=1 << 20, guard=guard)
             os.write(write, f"set {cache._header()['sem_id']}\n".encode())
             for index in range(3):
                 if os.fork() == 0:
-                    _daemon(cache, index, write)
+                    _daemon(cache, index, write, parent=mine)
             if polite:
                 cache.close()
             os._exit(0)
@@ -407,16 +409,19 @@ def _exists(sem_id: int) -> bool:
     return True
 
 
-def _daemon(cache: ShmEngine, index: int, write: int) -> None:
-    """What a child does that lives on; ends the process."""
+def _daemon(cache: ShmEngine, index: int, write: int, parent: int) -> None:
+    """What a child does that outlives its parent; ends the process."""
     text = b"failed"
     try:
         os.setsid()
+        signal.alarm(30)
         for i in range(200):
             cache.set(f"{index}:{i}", b"d" * (i % 50))
             cache.incr("n")
         if cache[f"{index}:199"] == b"d" * 49 and cache["n"] >= 200 and not cache.check():
             text = f"done {index}".encode()
+        while os.getppid() == parent:
+            time.sleep(0.001)
         cache.close()
     finally:
         os.write(write, text + b"\n")

@@ -51,6 +51,11 @@ SHM_DEST: Final = 0o1000
 ABSENT: Final = (errno.ENOENT, errno.EACCES, errno.EINVAL, errno.EIDRM)
 """What the system says of a name or key that is not there, or that is somebody else's."""
 TEN_YEARS: Final = 315_360_000
+SAID_AS: Final = {
+    "semop": ("semtimedop",), "semctl_rmid": ("semctl",), "shmctl_rmid": ("shmctl",), "shmctl": ("key 0x",), "link": ("renameat2",),
+    "shmget": ("key 0x",), "semctl": ("semaphores",), "semget": ("semaphores",),
+}  # fmt: skip
+"""How errors name a call, where not by its own name."""
 MISSED: Final = "the armed failure did not take place"
 """Others' segments change how often some calls are made; so the last of a kind may not come."""
 
@@ -168,6 +173,11 @@ def _life(url: Url, options: dict[str, Any], found: list[str]) -> str:
     return phase
 
 
+def _chain(error: BaseException | None) -> str:
+    """The texts of an error and of its causes."""
+    return f"{error}; {_chain(error.__cause__)}" if error else ""
+
+
 def _judge(error: BaseException, case: Case, name: str, left: list[str], found: list[str]) -> None:
     phase = error.__notes__[-1]
     if isinstance(error, FileNotFoundError) and phase == "attach" and case.number in ABSENT:
@@ -176,6 +186,9 @@ def _judge(error: BaseException, case: Case, name: str, left: list[str], found: 
         found.append(f"{phase}: a typed error wanted, {type(error).__name__}: {error} found")
     elif f":{name}" not in str(error) and name not in str(error) and not str(error).startswith(("guard of", "lock")):
         found.append(f"{phase}: an error that names the segment wanted, {type(error).__name__}: {error} found")
+    words = (case.call, *SAID_AS.get(case.call, ()))
+    if phase in ("open", "attach", "unlink") and not any(word in _chain(error) for word in words):
+        found.append(f"{phase}: an error that names {case.call} wanted, {type(error).__name__}: {_chain(error)} found")
     if phase == "open" and left and case.call not in REMOVALS:
         found.append(f"open: nothing left wanted, {', '.join(left)} found after {type(error).__name__}: {error}")
 
