@@ -52,8 +52,8 @@ ABSENT: Final = (errno.ENOENT, errno.EACCES, errno.EINVAL, errno.EIDRM)
 """What the system says of a name or key that is not there, or that is somebody else's."""
 TEN_YEARS: Final = 315_360_000
 SAID_AS: Final = {
-    "semop": ("semtimedop",), "semctl_rmid": ("semctl",), "shmctl_rmid": ("shmctl",), "shmctl": ("key 0x",), "link": ("renameat2",),
-    "shmget": ("key 0x",), "semctl": ("semaphores",), "semget": ("semaphores",),
+    "semop": ("semtimedop",), "semctl_rmid": ("semctl",), "shmctl_rmid": ("shmctl",), "link": ("renameat2",),
+    "shmget": ("key 0x",), "shmctl": ("key 0x",), "semctl": ("semaphores",), "semget": ("semaphores",),
 }  # fmt: skip
 """How errors name a call, where not by its own name."""
 MISSED: Final = "the armed failure did not take place"
