@@ -31,16 +31,16 @@ LEGS: Final[dict[str, dict[str, Any]]] = {
 ONCE: Final = ("beacon_won", "generation_raised")
 REPAIR: Final = ("guard_inherited", "recover_begin", "recover_lanes", "recount_free", "recover_end")
 INSIDE: Final = ("guard_taken", "page_prepared", "before_tail", "before_publish", "after_publish", "before_unlock")
-PATIENCE: Final = 1.5
-"""Seconds after which a pair seen in the first run counts as not reached again."""
+PATIENCE: Final = 4.0
+"""Seconds after which a pair counts as not reached again; a quarter of it where the time is limited."""
 
 
 class _Run(Storm):
     """A storm whose workers die where they are told to."""
 
-    def __init__(self, cache: Any, url: str, board: Board, seed: int, points: Points) -> None:
+    def __init__(self, cache: Any, url: str, board: Board, seed: int, points: Points, patience: float) -> None:
         super().__init__(cache, url, board, seed, time.monotonic() + 86400.0)
-        self.points = points
+        self.points, self.patience = points, patience
         self.done: set[tuple[str, str]] = set()
         self.unreached: set[tuple[str, str]] = set()
         self.kills = 0
@@ -71,11 +71,11 @@ class _Run(Storm):
         self.quiet()
 
     def die(self, indices: Sequence[int], operation: str, point: str, nth: int) -> bool:
-        """Arm these workers with the point; whether one of them died there within PATIENCE. None of them is left running."""
+        """Arm these workers with the point; whether one of them died there in time. None of them is left running."""
         for index in indices:
             self.kill(index)
             self.spawn(index, lambda: self.points.arm(f"{operation}:{point}:{nth}"))
-        until, died = time.monotonic() + PATIENCE, False
+        until, died = time.monotonic() + self.patience, False
         while not died and not self.violations and time.monotonic() < until:
             time.sleep(0.0005)
             for index in indices:
@@ -130,7 +130,7 @@ def points(form: str, guard: str, leg: str, *, seed: int, seconds: float, rounds
     board = Board(3, may_miss=leg != "roomy")
     until = time.monotonic() + seconds if seconds else float("inf")
     with segment(form, guard, f"points-{seed}", **LEGS[leg]) as (cache, url):
-        run = _Run(cache, url, board, seed, Points())
+        run = _Run(cache, url, board, seed, Points(), PATIENCE / 4 if seconds else PATIENCE)
         try:
             run.discover(min(2.0, seconds / 4 or 2.0))
             for turn in range(rounds):

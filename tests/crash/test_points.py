@@ -39,7 +39,7 @@ def test_nothing_is_left_in_a_product_build(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_extension(tmp_path_factory.mktemp("points"), flags=("-O1",))
+    return compile_extension(tmp_path_factory.mktemp("points"), flags=("-O0",))
 
 
 @pytest.mark.parametrize(("form", "guard", "leg"), [("posix", "fast", "crowded"), ("sysv", "semaphore", "full")])
@@ -53,6 +53,12 @@ def test_points(build: Path, form: str, guard: str, leg: str) -> None:
 def test_stopped(build: Path, form: str, guard: str) -> None:
     """While a holder is stopped reads make no system call and no repeated pass, and writers of its shard get LockTimeout."""
     assert run_points_build(build, ["stopped", "--form", form, "--guard", guard, "--seconds", "3"]) == 0
+
+
+@pytest.mark.parametrize("guard", ["fast", "semaphore"])
+def test_recoveries_are_timed(build: Path, guard: str) -> None:
+    """Each death inside a guard is recovered once, by the next writer, whether it came later or was waiting."""
+    assert run_points_build(build, ["recovery", "--guard", guard, "--size", "8M", "--deaths", "10"]) == 0
 
 
 @seccomp
