@@ -13,6 +13,7 @@ from typing import Final
 
 from tests.core.build import CORE, HERE, Leg, build
 from tests.crash.native import build_harness, legs, run_program
+from tests.crash.points_build import compile_extension, run_points_build
 
 __all__ = ["MUTANTS", "Mutant", "run_all", "seed_bug"]
 
@@ -26,6 +27,9 @@ class Mutant:
     edits: tuple[tuple[str, str, str], ...]
     finders: tuple[str, ...]
 
+
+PYTHON: Final = ("stopped", "scribble")
+"""Finders that need the extension; they run on fast guards in a POSIX segment."""
 
 _PUBLISH: Final = (
     "    SC_ST_REL(entry, SC_ENTRY(k->tag, r.page, r.off, sc_coarse_of(t, v->deadline))); /* COMMIT 2: old to new */\n"
@@ -163,6 +167,14 @@ MUTANTS: Final = (
         "fork-keeps-slot", "G4: a child goes on under its parent's worker slot",
         (("guard.c", "    *advised = madvise(p, 4096, MADV_WIPEONFORK) == 0;\n", "    *advised = 1;\n"),), ("facts",),
     ),
+    Mutant(
+        "steal-by-timeout", "a guard is taken from whoever holds it for longer than a wait",
+        (("guard.c", "    return v == 0;\n", "    return v >= 0;\n"),), ("stopped",),
+    ),
+    Mutant(
+        "unchecked-content", "a value is given out whatever its check says",
+        (("read.h", "    if (SC_UNLIKELY(!ok || !whole)) {\n", "    (void)ok;\n    if (SC_UNLIKELY(!whole)) {\n"),), ("scribble",),
+    ),
 )  # fmt: skip
 
 
@@ -204,6 +216,15 @@ def _find(mutant: Mutant, leg: Leg, directory: Path, seed: int, seconds: float) 
     core = seed_bug(mutant, directory)
     for finder in mutant.finders:
         name = finder.partition("-")[0]
+        if name in PYTHON:
+            package, log = directory / name, directory / f"{name}.txt"
+            compile_extension(package, core=core)
+            with log.open("w") as out:
+                arguments = [name, "--seed", str(seed), "--seconds", str(seconds), "--form", "posix", "--guard", "fast"]
+                code = run_points_build(package, arguments, stdout=out, stderr=out)
+            if code != 0:
+                return finder, " ".join(log.read_text().split())
+            continue
         if name in ("random_ops", "facts"):
             program = build(directory / name, leg, [HERE / "rig.c", HERE / f"{name}.c"], core=core)
         else:

@@ -29,12 +29,12 @@ _FLAGS: Final = (
 )  # fmt: skip
 
 
-def compile_extension(directory: Path, *, flags: Sequence[str] = ("-O2",)) -> Path:
-    """A copy of the package in `directory`, its extension built with the points; returns `directory`."""
+def compile_extension(directory: Path, *, flags: Sequence[str] = ("-O2",), core: Path = CORE) -> Path:
+    """A copy of the package in `directory`, its extension built with the points from the core at `core`; returns `directory`."""
     package = directory / "shmcache"
     shutil.copytree(ROOT / "shmcache", package, ignore=shutil.ignore_patterns("_core", "__pycache__", "*.so"))
     subprocess.run(
-        ["gcc", *_FLAGS, *flags, "-DSC_CRASH_POINTS", "-shared", str(CORE / "core.c"), str(Path(__file__).parent / "points.c"),
+        ["gcc", *_FLAGS, *flags, "-DSC_CRASH_POINTS", "-shared", str(core / "core.c"), str(Path(__file__).parent / "points.c"),
          "-o", str(package / "_core.abi3.so")],
         check=True,
     )  # fmt: skip
@@ -47,11 +47,12 @@ def ordinary_object(core: Path, out: Path, *, flags: Sequence[str] = ("-O0",)) -
     return out.read_bytes()
 
 
-def run_points_build(directory: Path, arguments: Sequence[str]) -> int:
-    """`python -m tests.crash ARGUMENTS` with the package in `directory`; its exit code."""
+def run_points_build(directory: Path, arguments: Sequence[str], **options: Any) -> int:
+    """`python -m tests.crash ARGUMENTS` with the package in `directory`; its exit code. `options` are those of subprocess.run."""
     path = os.pathsep.join([str(directory), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, _MARK: "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run([sys.executable, "-m", "tests.crash", *arguments], cwd=ROOT, env=environment, check=False).returncode
+    command = [sys.executable, "-m", "tests.crash", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False, **options).returncode
 
 
 def in_points_build(arguments: Sequence[str]) -> int | None:
