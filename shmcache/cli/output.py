@@ -11,6 +11,7 @@ import base64
 import contextlib
 import csv
 import enum
+import functools
 import json
 import math
 import os
@@ -20,12 +21,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from rich import box
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from ..errors import (
@@ -343,8 +342,9 @@ class Output:
             write("\t".join(map(plain, row)) + "\n")
 
     def _table(self, columns: list[Column], rows: Iterable[tuple[Any, ...]]) -> None:
-        console = Console(file=sys.stdout, highlight=False, soft_wrap=False)
+        console, write = Console(file=sys.stdout), sys.stdout.write
         widths, chosen, it = [len(c.name) for c in columns], list(range(len(columns))), iter(rows)
+        paint = functools.cache(functools.partial(_painted, console))
         first = True
         while (chunk := list(islice(it, CHUNK))) or first:
             cells = [[c.human(v) for c, v in zip(columns, row, strict=True)] for row in chunk]
@@ -352,20 +352,37 @@ class Output:
             if first:
                 chosen = _chosen(columns, widths, console.width)
             fitted = _fitted([widths[i] for i in chosen], console.width)
-            shown = first and self.header
-            table = Table(box=box.SIMPLE_HEAD, show_header=shown, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-            for i, width in zip(chosen, fitted, strict=True):
-                side: Literal["left", "right"] = "right" if columns[i].right else "left"
-                text = Text(columns[i].name, overflow="ellipsis", no_wrap=True)
-                table.add_column(text, justify=side, no_wrap=True, overflow="ellipsis", min_width=width, max_width=width)
+            places = [(i, w, columns[i].right, columns[i].style) for i, w in zip(chosen, fitted, strict=True)]
+            if first and self.header:
+                begin, end = paint("bold")
+                names = "  ".join(_padded(columns[i].name, w, right) for i, w, right, _ in places)
+                write(f"{begin}{names.rstrip()}{end}\n{'─' * min(sum(fitted) + 2 * (len(fitted) - 1), console.width)}\n")
             for row, texts in zip(chunk, cells, strict=True):
-                table.add_row(*(_cell(columns[i], texts[i], row[i]) for i in chosen))
-            console.print(table)
+                out = []
+                for i, width, right, style in places:
+                    text = _padded(texts[i], width, right)
+                    if style is not None and (said := style(row[i])):
+                        begin, end = paint(said)
+                        text = f"{begin}{text}{end}"
+                    out.append(text)
+                write("  ".join(out).rstrip() + "\n")
             first = False
 
 
-def _cell(column: Column, text: str, value: Any) -> Text:
-    return Text(text, style=column.style(value) if column.style else "")
+def _painted(console: Console, style: str) -> tuple[str, str]:
+    """What the terminal wants to hear before and after a text of this style; nothing where it shows none."""
+    if not console.is_terminal or console.is_dumb_terminal:
+        return "", ""
+    with console.capture() as seen:
+        console.print(Text("x", style=style), end="")
+    begin, _, end = seen.get().partition("x")
+    return begin, end
+
+
+def _padded(text: str, width: int, right: bool) -> str:
+    if (n := cell_len(text)) > width:
+        text, n = set_cell_size(text, width - 1) + "…", width
+    return " " * (width - n) + text if right else text + " " * (width - n)
 
 
 def _chosen(columns: list[Column], widths: list[int], total: int) -> list[int]:
