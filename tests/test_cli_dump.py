@@ -21,14 +21,14 @@ from shmcache.cli.output import Format, Output
 
 from .scenes import found
 
-ITEMS = 20_000
+ITEMS = 15_000
 
 
 @pytest.fixture(scope="module")
 def view() -> Iterator[View]:
-    """A view of a segment of 20,000 items, whose rows take over 10 MiB as Python objects."""
+    """A view of a segment of 15,000 items, whose rows take over 5 MiB as Python objects."""
     name = f"t{os.getpid()}-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}-dump"
-    engine = shmcache.open(f"posix:///{name}", size="8M")
+    engine = shmcache.open(f"posix:///{name}", size="16M")
     for i in range(ITEMS):
         engine.set(f"{i:08}" + "k" * 100, i)
     try:
@@ -51,7 +51,7 @@ def peak_of(call: Callable[[], object]) -> int:
 
 def test_rows_kept_are_large(view: View) -> None:
     """What the next test rests on: all rows at once take many times the memory that streaming is allowed."""
-    assert peak_of(lambda: [dump._row(item) for item in view.items()]) > 8 << 20
+    assert peak_of(lambda: [dump._row(item) for item in view.items()]) > 5 << 20
 
 
 @pytest.mark.parametrize("fmt", Format)

@@ -67,6 +67,20 @@ def test_completion_of_segment_names(posix: shmcache.Engine) -> None:
     assert name_of(posix) in done.stdout.split()
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell: str) -> None:
+    """Each shell has a script that asks the program; what bash makes of it completes commands."""
+    env = {**os.environ, "_SHMCACHE_COMPLETE": f"source_{shell}"}
+    program = [sys.executable, "-c", "from shmcache.cli import main; main()"]
+    script = subprocess.run(program, capture_output=True, text=True, cwd="/", env=env, check=True).stdout
+    assert f"_SHMCACHE_COMPLETE=complete_{shell}" in script
+    if shell == "bash":
+        ask = 'COMP_WORDS=(shmcache distr); COMP_CWORD=1; _shmcache_completion "$0"; echo "${COMPREPLY[@]}"'
+        command = str(Path(sys.executable).with_name("shmcache"))
+        done = subprocess.run(["bash", "-c", f"{script}\n{ask}", command], capture_output=True, text=True, cwd="/", check=True)
+        assert done.stdout.split() == ["distribution"]
+
+
 def test_report(posix: shmcache.Engine, tmp_path: Path) -> None:
     """report writes a page of mode 0600, or prints it."""
     page = tmp_path / "r.html"

@@ -54,3 +54,29 @@ def test_an_engine() -> None:
         engine.set("k", 1)
         samples = exposed(engine)
     assert samples['shmcache_items{cache="memory:prom"}'] == 1
+
+
+def test_the_text_format(unique_name: Callable[[], str]) -> None:
+    """What `stats --format prometheus` prints is read by the parser: counters and gauges with help, one sample a cache."""
+    pytest.importorskip("typer")
+    from prometheus_client.parser import text_string_to_metric_families
+
+    from .cli_help import run
+
+    name = f"posix:{unique_name()}"
+    engine = shmcache.open(name.replace(":", ":///"), size="1M")
+    try:
+        engine.set('k"\n', "v", ttl=5)
+        engine.get('k"\n')
+        result = run("stats", name, "--format", "prometheus")
+    finally:
+        engine.unlink()
+        engine.close()
+    assert result.code == 0
+    families = {family.name: family for family in text_string_to_metric_families(result.out)}
+    assert {f"shmcache_{key}" for key in COUNTERS} <= {n for n, f in families.items() if f.type == "counter"}
+    assert {f"shmcache_{metric}" for metric, _ in GAUGES.values()} <= {n for n, f in families.items() if f.type == "gauge"}
+    assert all(f.documentation and f.samples for f in families.values())
+    samples = {(s.name, tuple(sorted(s.labels.items()))): s.value for f in families.values() for s in f.samples}
+    assert samples["shmcache_sets_total", (("cache", name),)] == samples["shmcache_hits_total", (("cache", name),)] == 1
+    assert {labels[0] for _, labels in samples} == {("cache", name)}
