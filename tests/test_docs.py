@@ -1,6 +1,8 @@
 """What the documents show is what the program does."""
 
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,12 @@ import shmcache
 from shmcache import _core
 
 ROOT = Path(__file__).parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))  # at the end: the package under test stays the installed one
+
+from tools import layout_table, readme_output  # noqa: E402
+
+LS_NAMES = ["key", "shmid", "owner", "perms", "bytes", "nattch", "status", "name", "form", "items", "fill"]
 
 
 def test_the_readmes_quick_start_runs(unique_name):
@@ -17,6 +25,56 @@ def test_the_readmes_quick_start_runs(unique_name):
     assert blocks
     for block in blocks:
         exec(compile(block.replace("quickstart", unique_name()), "README.md", "exec"), {})
+
+
+def test_the_readmes_output_is_what_the_commands_print(unique_name):
+    """What stands below each command in the README has the lines, columns and words that the command prints."""
+    pytest.importorskip("rich")
+    name, found = unique_name(), {}
+    readme_output.fill(name)
+
+    def show(command):
+        found[command] = readme_output.printed(command, name)
+        return found[command]
+
+    try:
+        text = (ROOT / "README.md").read_text()
+        readme_output.remade(text, show)
+    finally:
+        with shmcache.open(f"posix:///{name}", mode="a") as cache:
+            cache.unlink()
+    assert {command.split()[1] for command in found} >= {"ls", "dump", "stats", "guards", "check", "distribution"}
+    for command, output in found.items():
+        shown = re.search(rf"\$ {re.escape(command)}\n(.*?)(?=\$ |```)", text, re.DOTALL)
+        assert shown, command
+        if command == "shmcache ls":  # columns are left out where other segments have long names
+            *_, header, rule, row = shown[1].splitlines()
+            assert [w for w in header.split() if w not in LS_NAMES] == []
+            assert (set(rule), len(row.split())) == ({"─"}, len(header.split()))
+        else:
+            assert readme_output.shape(shown[1]) == readme_output.shape(output), command
+
+
+def test_the_layout_tables_are_those_of_the_header():
+    """Offsets, sizes and fields in DESIGN.md are what a compiler makes of layout.h."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    design = (ROOT / "DESIGN.md").read_text()
+    assert layout_table.replaced(design) == design, "python -m tools.layout_table writes them"
+
+
+def test_the_layout_tables_leave_no_gap():
+    """Each structure's fields, padding included, follow one another from 0 to the size the header asserts."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    sizes = dict(re.findall(r"static_assert\(sizeof\((sc_\w+)\) == (\d+)", layout_table.HEADER.read_text()))
+    for struct in layout_table.STRUCTS:
+        at = 0
+        for row in layout_table.rows(struct):
+            for offset, size in zip(row.offsets, row.sizes, strict=True):
+                assert 0 <= offset - at < 8, (struct, row.names)
+                at = offset + size
+        assert at == int(sizes.get(struct, at)), struct
 
 
 def test_ci_runs_the_readmes_test_command():
