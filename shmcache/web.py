@@ -8,7 +8,6 @@ I3  However many ask, a page is made at most once in `refresh` seconds, and coun
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import threading
 import time
@@ -23,7 +22,7 @@ from . import report_html
 from .catalog import Found
 from .errors import ShmCacheError
 from .inspect import View, locate
-from .report import assemble
+from .report import assemble, warnings
 
 __all__ = ["Live", "Server"]
 
@@ -48,6 +47,7 @@ class Live:
         self._lock, self._view, self._page = threading.Lock(), _view(target), ""
         self._history: deque[tuple[float, dict[str, int]]] = deque(maxlen=HISTORY)
         self._made = self._checked = -1e9
+        self._gone = False
         self._findings: list[dict[str, Any]] = []
         self.watch()
 
@@ -55,12 +55,15 @@ class Live:
         """Read the counters once; a segment that took the place of the one looked at is attached in its stead."""
         with self._lock:
             if self._history:
-                with contextlib.suppress(ShmCacheError, OSError, ValueError):  # gone: what is mapped goes on being shown
+                try:
                     self._follow()
+                except (ShmCacheError, OSError, ValueError):  # what is mapped goes on being shown
+                    self._gone = True
             self._history.append((time.monotonic(), self._view.stats()))
 
     def _follow(self) -> None:
         found = locate(self.target)
+        self._gone = not (isinstance(found, Found) and found.header)
         if isinstance(found, Found) and found.header and found.header["uuid"] != self._view.header["uuid"]:
             fresh = View(found)
             self._view.close()
@@ -75,6 +78,9 @@ class Live:
                 if now - self._checked >= CHECK_EVERY:
                     self._findings, self._checked = self._view.check(), now
                 found = assemble(self._view, list(self._history), sample=self.sample, findings=self._findings)
+                if self._gone and found.status == "ok":  # an outsider's rm marks nothing
+                    found.status = "removed"
+                    found.warnings = warnings(found)
                 self._page, self._made = report_html.page(found), now
             return self._page
 

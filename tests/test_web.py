@@ -195,6 +195,23 @@ def test_a_new_segment_of_the_name_is_followed(unique_name: Callable[[], str]) -
     assert ">old<" not in page
 
 
+def test_a_segment_removed_by_an_outsider(unique_name: Callable[[], str]) -> None:
+    """The page of a segment whose file somebody removed says so."""
+    name = unique_name()
+    with shmcache.open(f"posix:///{name}", size="1M") as engine:
+        engine.set("old", 1)
+        live = Live(name, 0.0, None)
+        assert "The segment was removed" not in live.page()
+        os.rename(f"/dev/shm/shmcache.{name}", f"/dev/shm/shmcache.{name}-away")
+        live.watch()
+        assert "The segment was removed" in live.page()
+        os.rename(f"/dev/shm/shmcache.{name}-away", f"/dev/shm/shmcache.{name}")
+        live.watch()
+        assert "The segment was removed" not in live.page()
+        live.close()
+        engine.unlink()
+
+
 def test_what_cannot_be_served() -> None:
     """An absent segment ends with 3, another engine with 4, before anything listens."""
     assert run("web", "posix:none-such").code == Code.NO_SEGMENT
