@@ -66,7 +66,7 @@ def columns(label: str, values: Sequence[tuple[str, float, str]]) -> str:
         kind, width = "alt" if crowded and i % 2 else "", min(step * 0.92, 22)
         cells.append(
             f"<g><title>{quote(tip)}</title>{_rect((i + 0.5) * step - width / 2, height - foot - h, width, h, 'live')}"
-            f"{_text(middle, height - foot - 5 - h, short(value) if value else '', kind=kind)}"
+            f"{_text(middle, height - foot - 5 - h, short(value) if value else '', kind=kind if value < most else '')}"
             f"{_text(middle, height - 8, name, kind=kind)}</g>"
         )
     rule = f'<line x1="0" x2="100%" y1="{height - foot}" y2="{height - foot}" stroke="var(--line)"/>'
