@@ -338,10 +338,8 @@ class Engine:
         """Remove the items whose key matches (fnmatchcase, see `compile_glob`); how many. Group by group, no
         global stop."""
         matches = compile_glob(glob)
-        return sum(
-            self.delete_many([key for key in self._scan_keys(group) if matches(key)])
-            for group in self._groups()
-        )
+        groups, live = self._walk()
+        return sum(self.delete_many([key for key in live(group) if matches(key)]) for group in groups)
 
     def keys(self, match: Key = "*") -> Iterator[Key]:
         """The keys, str where valid UTF-8, else bytes, that match the glob (fnmatchcase, see `compile_glob`).
@@ -349,24 +347,26 @@ class Engine:
         Nothing is held while you look at a key; an item present throughout is seen, once unless it is
         rewritten meanwhile.
         """
-        matches, groups = compile_glob(match), self._groups()
-        return (key for group in groups for key in self._scan_keys(group) if matches(key))
+        matches, (groups, live) = compile_glob(match), self._walk()
+        return (key for group in groups for key in live(group) if matches(key))
 
     def items(self, match: Key = "*") -> Iterator[tuple[Key, Any]]:
         """Pairs of key and value, as `keys`; an item gone since its key was read is left out. Does not count
         as use."""
         return ((key, value) for key in self.keys(match) if (value := self._peek(key)) is not MISS)
 
-    def _groups(self) -> range:
+    def _walk(self) -> tuple[range, Callable[[int], list[Key]]]:
+        """The groups of one walk, and what gives the live keys of each for as long as the walk lasts."""
         if not self._can(Capability.ITERATE):
             self._unsupported("iteration", Capability.ITERATE)
-        return range(self._n_groups)
+        return range(self._n_groups), self._scan_keys
 
     def __iter__(self) -> Iterator[Key]:
         return self.keys()
 
     def __len__(self) -> int:
-        return sum(len(self._scan_keys(group)) for group in self._groups())
+        groups, live = self._walk()
+        return sum(len(live(group)) for group in groups)
 
     def __bool__(self) -> bool:
         """True: `cache or other` neither scans nor drops an empty cache."""

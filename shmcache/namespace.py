@@ -13,7 +13,7 @@ I3  get_or_set binds to the generation it started with: what is computed from be
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeGuard
 
 from .arguments import DEFAULT, MISS, Key, Ttl, check_key, key_text, lifetime
@@ -160,14 +160,20 @@ class Namespace(Engine):
         data, prefix = [check_key(key) for key in keys], self._prefix()
         return 0 if prefix is None else self._parent.delete_many([prefix + key for key in data])
 
+    def _walk(self) -> tuple[range, Callable[[int], list[Key]]]:
+        groups, live = self._parent._walk()
+        return groups, lambda group: self._own(live, group)
+
     def _scan_keys(self, group: int) -> list[Key]:
+        return self._own(self._parent._scan_keys, group)
+
+    def _own(self, live: Callable[[int], list[Key]], group: int) -> list[Key]:
         prefix = self._prefix()
         if prefix is None:
             return []
-        stored = self._parent._scan_keys(group)
         return [
             key_text(key[len(prefix) :])
-            for key in stored
+            for key in live(group)
             if isinstance(key, bytes) and key.startswith(prefix)
         ]
 

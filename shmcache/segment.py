@@ -7,9 +7,9 @@ I2  A POSIX segment is made under a private name and published by a rename that 
 I3  Attach creates nothing, follows no symbolic link and adopts nothing whose owner or permissions are not as asked; the
     semaphore set must be the very one the header names (key, id, change time, owner, size).
 I4  Only removal.unlink(), removal.remove(), catalog.gc() and a failed creator remove anything.
+I5  What a resize builds is no segment of the name until it has replaced the one that is (catalog.py).
 
-posix_ipc and sysv_ipc create and remove and are imported for that alone: both refuse interpreters with a GIL of their own,
-where attaching still works. Names and keys are catalog's.
+Attaching needs neither posix_ipc nor sysv_ipc. Names and keys are catalog's, fresh kernel objects making's.
 """
 
 from __future__ import annotations
@@ -28,26 +28,29 @@ from . import _core
 from .catalog import (
     ANON_KEYS,
     PRIVATE,
+    PROBES,
     SHM_DIR,
+    complete,
     explicit_key,
     full_name,
-    ipc_key,
+    private_path,
+    probe_keys,
+    replaced,
     shm_path,
     sysvipc,
+    unborn,
+    word_of,
 )
-from .errors import LayoutMismatch, NoSpace, SegmentInvalid, SegmentNotOurs, ShmCacheError
-from .refusal import calling, no_memory, package, refused
+from .errors import LayoutMismatch, SegmentInvalid, SegmentNotOurs, ShmCacheError
+from .making import fresh_file, make_set, make_shm, prepare_set
+from .refusal import no_memory, refused
 from .removal import forget_anon, remove, require_packages, sets_in_use, unlink
 from .wish import Wish, check_header, refuse_mode, refuse_owner
 
-__all__ = ["Attachment", "forget_anon", "open_segment", "remove", "require_packages", "unlink"]
+__all__ = ["Attachment", "forget_anon", "open_segment", "remove", "require_packages", "sysv_keys", "unlink"]
 
-PROBES: Final = 16
-"""Keys looked through when another set or segment has ours: 31 bits clash once in 2**31 pairs."""
 PATIENCE: Final = 10.0
 """Seconds an opener waits for a creator that is alive."""
-IPC_CREAT: Final = 0o1000
-IPC_EXCL: Final = 0o2000
 _RETRY: Final = (errno.EIDRM, errno.EINVAL, errno.EEXIST, errno.ENOENT)
 
 
@@ -108,9 +111,8 @@ def _header_sem(header: dict[str, Any], wish: Wish) -> int:
 
 def _find_set(wish: Wish) -> tuple[int, int, bool]:
     """(id, key, made) of the set of this name, made if there is none. OSError: somebody else was faster, start over."""
-    base, free, used = ipc_key(wish.form, wish.name), 0, None
-    for i in range(PROBES):
-        key = ((base + i) & 0x7FFFFFFF) or 1
+    free, used = 0, None
+    for key in probe_keys(wish.form, wish.name):
         try:
             sem_id = _core.sem_get(key, 0, 0)
             found = _core.sem_stat(sem_id)
@@ -125,21 +127,8 @@ def _find_set(wish: Wish) -> tuple[int, int, bool]:
         if sem_id not in used and found["uid"] in wish.owners and found["cuid"] in wish.owners | {0}:
             return sem_id, key, False
     if not free:
-        raise SegmentNotOurs(f"semaphores of segment {wish.name}: a free key among {PROBES} from 0x{base:x} wanted, none found")
-    return _make_set(wish, free), free, True
-
-
-def _make_set(wish: Wish, key: int) -> int:
-    n_sems = wish.plan["n_sems"]
-    try:
-        made: int = _core.sem_get(key, n_sems, IPC_CREAT | IPC_EXCL | wish.perms)
-        return made
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise NoSpace(
-                f"segment {wish.name}: a set of {n_sems} semaphores wanted, none left by the limits found (kernel.sem; `ipcs -s`)"
-            ) from error
-        raise
+        raise SegmentNotOurs(f"semaphores of segment {wish.name}: a free key among {PROBES} wanted, none found")
+    return make_set(wish, free), free, True
 
 
 @contextlib.contextmanager
@@ -172,21 +161,13 @@ def _elected(wish: Wish, until: float) -> Iterator[tuple[int, int]]:
                 _core.lifecycle_leave(sem_id)
 
 
-def _prepare_set(wish: Wish, sem_id: int) -> bool:
-    """Guards free, owner given, SEM_UNDO probed; nothing else changes the set's change time afterwards."""
-    _core.sem_prepare(sem_id, wish.plan["n_shards"], wish.plan["n_sems"])
-    undo = _core.undo_probe(sem_id, 1 + wish.plan["n_shards"])
-    if wish.uid >= 0 or wish.gid >= 0:
-        uid, gid = (os.geteuid() if wish.uid < 0 else wish.uid), (os.getegid() if wish.gid < 0 else wish.gid)
-        _core.sem_owner(sem_id, uid, gid, wish.perms)
-    return undo is not False
-
-
 # -- POSIX ---------------------------------------------------------------------------------------------------------------------
 
 
-def _attach_posix(wish: Wish) -> Attachment | None:
-    path, what = shm_path(wish.name), f"segment {full_name('posix', wish.name)}"
+def _attach_posix(wish: Wish, word: int = 0) -> Attachment | None:
+    """word: not what the name leads to but what replaced it, still under its private name."""
+    path = private_path(wish.name, word) if word else shm_path(wish.name)
+    what = f"segment {full_name('posix', wish.name)}"
     flags = (os.O_RDONLY if wish.mode == "r" else os.O_RDWR) | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
         fd = os.open(path, flags)
@@ -207,70 +188,67 @@ def _attach_posix(wish: Wish) -> Attachment | None:
             raise SegmentNotOurs(f"{what}: a regular file wanted, file type 0{stat.S_IFMT(st.st_mode):o} found")
         refuse_owner(what, st.st_uid, wish)
         refuse_mode(what, st.st_mode, wish)
-        header = _core.read_header(fd, -1, st.st_size)
+        header = _core.read_header(fd, -1, st.st_size, bool(word))
         if header["size"] != st.st_size:
             raise SegmentInvalid(f"{what}: {header['size']} bytes as in its header wanted, {st.st_size} found")
+        if replaced(header) and (found := _successor_posix(wish, header)) is not None:
+            os.close(fd)
+            return found
         check_header(header, wish)
+        try:
+            sem_id = _header_sem(header, wish)
+        except SegmentInvalid:
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(path).st_ino == st.st_ino:
+                    raise
+            raise OSError(errno.EIDRM, "replaced or removed meanwhile") from None
         file, mode = (st.st_dev, st.st_ino), stat.S_IMODE(st.st_mode)
-        return Attachment("posix", wish.name, st.st_size, _header_sem(header, wish), header, mode, fd=fd, path=path, file=file)
+        return Attachment(
+            "posix", wish.name, st.st_size, sem_id, header, mode, fd=fd, path=None if word else path, file=file
+        )  # fmt: skip
     except BaseException:
-        os.close(fd)
+        with contextlib.suppress(OSError):
+            os.close(fd)
         raise
+
+
+def _successor_posix(wish: Wish, header: dict[str, Any]) -> Attachment | None:
+    """What replaced the segment of `header`, while that still has the name; None where nothing did: rot."""
+    with contextlib.suppress(PermissionError):  # the name is another user's to change
+        if wish.mode != "r" and complete("posix", wish.name, header):
+            raise OSError(errno.EIDRM, "replaced by another size")
+    try:
+        return _attach_posix(wish, header["successor"])
+    except SegmentInvalid:
+        return None
 
 
 def _create_posix(wish: Wish, sem_id: int, sem_key: int) -> dict[str, Any]:
-    posix_ipc = package("posix_ipc")
-    size: int = wish.plan["size"]
-    private = f"{PRIVATE}{os.getpid()}.{secrets.token_hex(4)}.{wish.name}"[:254]
-    with calling("shm_open", posix_ipc):
-        shm = posix_ipc.SharedMemory("/" + private, posix_ipc.O_CREX, mode=0o600)
-    try:
-        try:
-            with calling("ftruncate"):
-                os.ftruncate(shm.fd, size)
-            with calling("posix_fallocate"):
-                os.posix_fallocate(shm.fd, 0, size)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.ENOMEM, errno.EINVAL):
-                raise
-            space = os.statvfs(SHM_DIR)
-            raise NoSpace(
-                f"segment {wish.name}: {size} bytes in {SHM_DIR} wanted, {space.f_bavail * space.f_frsize} of "
-                f"{space.f_blocks * space.f_frsize} found free ({error.strerror}); give a smaller size=, a larger {SHM_DIR} "
-                "(docker run --shm-size, mount -o remount,size=) or sysv:///"
-            ) from error
-        with calling("fchmod"):
-            os.fchmod(shm.fd, wish.perms)
-        if wish.uid >= 0 or wish.gid >= 0:
-            with calling("fchown"):
-                os.fchown(shm.fd, wish.uid, wish.gid)
-        undo = _prepare_set(wish, sem_id)
-        header = _core.format(shm.fd, -1, wish.fields(sem_id, sem_key, 0, undo))
-        _core.rename_noreplace(f"{SHM_DIR}/{private}", shm_path(wish.name))
+    private = f"{SHM_DIR}/" + f"{PRIVATE}{os.getpid()}.{secrets.token_hex(4)}.{wish.name}"[:254]
+    with fresh_file(wish, private) as fd:
+        header = _core.format(fd, -1, wish.fields(sem_id, sem_key, 0, prepare_set(wish, sem_id)))
+        _core.rename_noreplace(private, shm_path(wish.name))
         return header
-    except BaseException:
-        with contextlib.suppress(Exception):
-            posix_ipc.unlink_shared_memory("/" + private)
-        raise
-    finally:
-        shm.close_fd()
 
 
 # -- System V ------------------------------------------------------------------------------------------------------------------
 
 
-def _sysv_keys(name: str) -> list[int]:
+def sysv_keys(name: str) -> list[int]:
     key = explicit_key(name)
-    if key is not None:
-        return [key]
-    base = ipc_key("sysv", name)
-    return [((base + i) & 0x7FFFFFFF) or 1 for i in range(PROBES)]
+    return probe_keys("sysv", name) if key is None else [key]
 
 
 def _find_sysv(wish: Wish) -> tuple[int, int, dict[str, Any] | None, int]:
-    """(id, key, header, size) of this name's segment; id -1: none, key is a free one; header None: still in state INIT."""
+    """(id, key, header, size) of this name's segment; id -1: none, key is a free one; header None: still in state INIT.
+
+    A resize moves a segment to a later key, the first after the last, and makes the new one before it removes the old: who looks
+    in that order, twice around, meets it unless sixteen resizes overtake him.
+    """
     free = barred = 0
-    for key in _sysv_keys(wish.name):
+    old = half = None
+    built: dict[int, tuple[int, int, dict[str, Any], int]] = {}
+    for key in sysv_keys(wish.name) * 2:
         what = f"segment {full_name('sysv', wish.name)}"
         try:
             shm_id = _core.shm_get(key, 0, 0)
@@ -286,7 +264,7 @@ def _find_sysv(wish: Wish) -> tuple[int, int, dict[str, Any] | None, int]:
                 return _find_sysv(wish)
             raise
         try:
-            header = _core.read_header(-1, shm_id, found["size"])
+            header = _core.read_header(-1, shm_id, found["size"], True)
         except (SegmentInvalid, LayoutMismatch, OSError) as error:
             if free:
                 continue  # beyond a free key only what bears our name is ours
@@ -294,15 +272,28 @@ def _find_sysv(wish: Wish) -> tuple[int, int, dict[str, Any] | None, int]:
             refuse_mode(what, found["mode"], wish)
             if not isinstance(error, SegmentInvalid):
                 raise
-            if "state" in str(error) or "magic: found 0000000000000000" in str(error):
-                return shm_id, key, None, found["size"]
+            if unborn(error):
+                half = half or (shm_id, key, None, found["size"])
+                continue
             raise SegmentInvalid(f"{what} (key 0x{key & 0xFFFFFFFF:x}): {error}") from None
         if header["name"] == full_name("sysv", wish.name):
             refuse_owner(what, found["uid"], wish, found["cuid"])
             refuse_mode(what, found["mode"], wish)
-            return shm_id, key, header, found["size"]
-        if explicit_key(wish.name) is not None:
+            row = shm_id, key, header, found["size"]
+            if header["state"] == _core.STATE_COPY:
+                built[word_of(header)] = row
+            elif replaced(header):
+                old = row
+            else:
+                return row
+        elif explicit_key(wish.name) is not None:
             raise SegmentInvalid(f"{what}: name {wish.name!r} in its header wanted, {header['name']!r} found")
+    if old is not None:
+        if wish.mode != "r" and complete("sysv", wish.name, old[2]):
+            raise OSError(errno.EIDRM, "replaced by another size")
+        return built.get(old[2]["successor"], old)
+    if half is not None:
+        return half
     if barred:  # most likely the segment of this name: a process that dropped its privileges must not make one of its own
         owner = next((row["uid"] for row in sysvipc("shm") if row["key"] & 0xFFFFFFFF == barred & 0xFFFFFFFF), "another")
         raise SegmentNotOurs(
@@ -319,56 +310,22 @@ def _attach_sysv(wish: Wish) -> Attachment | None:
     if shm_id < 0 or header is None:
         return None
     check_header(header, wish)
-    mode = _core.shm_stat(shm_id)["mode"] & 0o777
-    return Attachment("sysv", wish.name, size, _header_sem(header, wish), header, mode, shm_id=shm_id)
-
-
-def _make_shm(wish: Wish, key: int | None) -> int:
-    """A fresh zeroed System V segment, detached; key None: private."""
-    sysv_ipc = package("sysv_ipc")
-    size: int = wish.plan["size"]
-    before = {row["shmid"] for row in sysvipc("shm")}
     try:
-        with calling("shmget, shmat, shmctl", sysv_ipc):
-            shm = sysv_ipc.SharedMemory(
-                sysv_ipc.IPC_PRIVATE if key is None else key, sysv_ipc.IPC_CREX, wish.perms, size, init_character=b"\0"
-            )
-    except OSError as error:
-        _remove_new(key or 0, size, before)
-        if error.errno not in (errno.ENOMEM, errno.ENOSPC, errno.EINVAL):
+        sem_id = _header_sem(header, wish)
+    except SegmentInvalid:
+        if _find_sysv(wish)[0] == shm_id:
             raise
-        raise NoSpace(
-            f"segment {wish.name}: {size} bytes of System V memory wanted, refused found ({error.strerror}); see kernel.shmmax, "
-            "kernel.shmall and kernel.shmmni"
-        ) from error
-    shm_id: int = shm.id
-    with contextlib.suppress(sysv_ipc.Error, OSError):  # what stays attached goes with the process
-        shm.detach()
-    if wish.uid >= 0 or wish.gid >= 0:
-        uid, gid = (os.geteuid() if wish.uid < 0 else wish.uid), (os.getegid() if wish.gid < 0 else wish.gid)
-        try:
-            _core.shm_owner(shm_id, uid, gid, wish.perms)
-        except OSError:
-            _core.shm_remove(shm_id)
-            raise
-    return shm_id
-
-
-def _remove_new(key: int, size: int, before: set[int]) -> None:
-    """sysv_ipc has made the segment when attaching it fails, and keeps its id to itself."""
-    for row in sysvipc("shm"):
-        mine = row["cpid"] == os.getpid() and row["size"] == size and row["shmid"] not in before
-        if mine and row["key"] & 0xFFFFFFFF == key & 0xFFFFFFFF:
-            with contextlib.suppress(OSError):
-                _core.shm_remove(row["shmid"])
+        raise OSError(errno.EIDRM, "replaced or removed meanwhile") from None
+    mode = _core.shm_stat(shm_id)["mode"] & 0o777
+    return Attachment("sysv", wish.name, size, sem_id, header, mode, shm_id=shm_id)
 
 
 def _create_sysv(wish: Wish, sem_id: int, sem_key: int) -> dict[str, Any]:
     stale, key, _, _ = _find_sysv(wish)
     if stale >= 0:
         _core.shm_remove(stale)  # a creator died half-way: the lifecycle semaphore is ours, so nobody is making it
-    undo = _prepare_set(wish, sem_id)
-    shm_id = _make_shm(wish, key)
+    undo = prepare_set(wish, sem_id)
+    shm_id = make_shm(wish, key)
     try:
         return _core.format(-1, shm_id, wish.fields(sem_id, sem_key, key, undo))
     except BaseException:
@@ -381,12 +338,12 @@ def _open_anon(wish: Wish) -> Attachment:
     while True:
         key = ANON_KEYS | secrets.randbelow(1 << 24)
         with contextlib.suppress(FileExistsError):
-            sem_id = _make_set(wish, key)
+            sem_id = make_set(wish, key)
             break
     shm_id = -1
     try:
-        undo = _prepare_set(wish, sem_id)
-        shm_id = _make_shm(wish, None)
+        undo = prepare_set(wish, sem_id)
+        shm_id = make_shm(wish, None)
         header = _core.format(-1, shm_id, wish.fields(sem_id, key, 0, undo))
     except BaseException:
         _core.sem_remove(sem_id)

@@ -17,7 +17,7 @@ import shmcache
 import shmcache.recipes  # loaded before privileges are dropped: the library may lie where others cannot read
 from shmcache import LayoutMismatch, NoSpace, SegmentInvalid, SegmentNotOurs, _core, catalog, inspect, segment
 from shmcache.engines.shm import ShmEngine
-from shmcache.segment import IPC_CREAT, IPC_EXCL
+from shmcache.making import IPC_CREAT, IPC_EXCL
 from shmcache.url import Url
 
 from .shm_help import in_child, reap, run_child
@@ -448,13 +448,13 @@ def test_a_removal_that_died_half_way_is_finished_by_the_next_opener(url, with_s
     """A segment marked as removed that is still there is taken away and made anew; mode=a says that there is none."""
     cache = shmcache.open(url, size="1M")
     cache.set("k", "old")
-    cache._mark_removed(_core.SUCCESSOR_REMOVED)
+    cache._mark_removed()
     if not with_semaphores:
         _core.sem_remove(cache._header()["sem_id"])
     with shmcache.open(url.replace(":///", ":next:///"), size="1M") as following:
         assert following.set("k", "new")
         assert cache["k"] == "old"
-        following._mark_removed(_core.SUCCESSOR_REMOVED)
+        following._mark_removed()
     cache.close()
     with pytest.raises(FileNotFoundError):
         shmcache.open(url.replace(":///", ":third:///"), mode="a")
@@ -464,7 +464,7 @@ def test_a_removal_that_died_half_way_is_finished_by_the_next_opener(url, with_s
 def test_openers_that_find_a_half_removed_segment_share_one_new_one(url):
     """Twelve processes that find a segment marked as removed at the same moment end with one new table."""
     cache = shmcache.open(url, size="1M")
-    cache._mark_removed(_core.SUCCESSOR_REMOVED)
+    cache._mark_removed()
     cache.close()
     ready = os.pipe()
 

@@ -12,6 +12,7 @@
 #include "lease.c"
 #include "format.c"
 #include "check.c"
+#include "resize.c"
 
 #include "pyvalue.c"
 
@@ -22,5 +23,9 @@
 #include "pywalk.c"
 
 #include "pyadmin.c"
+
+#include "pymap.c"
+
+#include "pyresize.c"
 
 #include "module.c"

@@ -128,7 +128,7 @@ u64 sc_header_sum(const sc_header_t *h)
     return sc_hash(&sec, h, offsetof(sc_header_t, checksum), 0);
 }
 
-/* Lays a fresh, zeroed mapping out; the state word is stored last. */
+/* Lays a fresh, zeroed mapping out; the state word is stored last: COPY if that is wanted, else READY. */
 void sc_format(u8 *base, const sc_header_t *wanted)
 {
     sc_header_t h = *wanted;
@@ -150,7 +150,7 @@ void sc_format(u8 *base, const sc_header_t *wanted)
         u32 stored = (u32)round_up((u64)h.item_size + SC_ITEM_HEADER + 4u, 8);
         soft->mean_log2 = (31u - (u32)__builtin_clz(stored)) << 16;
     }
-    SC_ST_REL(&((sc_header_t *)(void *)base)->state, SC_STATE_READY);
+    SC_ST_REL(&((sc_header_t *)(void *)base)->state, wanted->state == SC_STATE_COPY ? SC_STATE_COPY : SC_STATE_READY);
 }
 
 const char *sc_header_check(const u8 *base, u64 size, sc_header_t *out, int *mismatch, char *msg, size_t len)
@@ -174,7 +174,7 @@ const char *sc_header_check(const u8 *base, u64 size, sc_header_t *out, int *mis
         *mismatch = 1;
         REFUSE("layout version: found %u, wanted %u", h.layout_version, SC_LAYOUT_VERSION);
     }
-    if (state != SC_STATE_READY)
+    if (state != SC_STATE_READY && state != SC_STATE_COPY)
         REFUSE("state: found 0x%08x, wanted READY (0x%08x): its creator has not finished", state, SC_STATE_READY);
     u64 sum = sc_header_sum(&h);
     if (sum != h.checksum)

@@ -243,6 +243,22 @@ out:
     return me;
 }
 
+void sc_worker_inherit(sc_table_t *to, const sc_table_t *from)
+{
+    sc_wipe_t *w = to->proc->wipe, *old = from->proc->wipe;
+    u32 all[SC_N_FORMER] = {SC_LD(&old->me)};
+    for (u32 i = 1; i < SC_N_FORMER; i++)
+        all[i] = SC_LD(&old->former[i - 1]);
+    if (w == old)
+        return;
+    spin_lock(&w->lock);
+    if (all[0] == 0) /* it held none there: only what came from before */
+        memmove(all, all + 1, sizeof all - sizeof all[0]);
+    for (u32 i = 0; i < SC_N_FORMER; i++)
+        SC_ST(&w->former[i], all[i]);
+    spin_unlock(&w->lock);
+}
+
 /* 1 while a live process holds the slot, 0 when nobody does, -1 with errno. */
 int sc_beacon_value(sc_table_t *t, u32 slot)
 {

@@ -11,10 +11,12 @@ union sc_semun { /* the fourth argument of semctl, which no header declares */
 
 /* Per (process, segment): which worker slot this process holds.  The words lie on a page that the kernel empties in a
  * forked child, so one load tells a child that it has no slot of its own yet. */
+#define SC_N_FORMER 4 /* resizes within the life of one lease */
 typedef struct {
     u32 me;      /* owner word without waiters bit; 0 = no slot claimed by this very process */
     u32 lock;    /* spin lock of the claim; emptied by fork, so a child never waits for a thread it does not have */
     u32 denied;  /* 1: no slot was free; reads go on uncounted, the next write asks again */
+    u32 former[SC_N_FORMER]; /* what me was in the segments this one replaced: whose leases were carried over */
 } sc_wipe_t;
 typedef struct sc_proc {
     sc_wipe_t *wipe;
@@ -29,6 +31,8 @@ void sc_proc_put(sc_proc_t *p);
 u32 sc_worker_claim(sc_table_t *t, int *rc);
 int sc_beacon_value(sc_table_t *t, u32 slot);
 int sc_worker_dead(sc_table_t *t, u32 slot, u32 gen, int *lost);
+/* What this process held in a segment that `to` replaces stays its own there. */
+void sc_worker_inherit(sc_table_t *to, const sc_table_t *from);
 static inline u32 sc_worker_me(const sc_table_t *t) { return SC_LD(&t->proc->wipe->me); }
 void sc_count_first(sc_table_t *t, int stat, u64 n);
 /* Adds to this worker's own statistics line; nothing on a read-only handle. */

@@ -68,7 +68,8 @@ typedef int64_t i64;
 #define SC_MIN_PAGE 4096u      /* smaller pages waste more on tails than they save in granularity of reclaim */
 #define SC_MAX_PAGE 65536u     /* 16-bit offsets */
 
-enum { SC_STATE_INIT = 0x494E4954, SC_STATE_READY = 0x52454459 };
+/* COPY: built by a resize; becomes READY once the segment it replaces names it as successor. */
+enum { SC_STATE_INIT = 0x494E4954, SC_STATE_READY = 0x52454459, SC_STATE_COPY = 0x434F5059 };
 enum { SC_FORM_POSIX = 1, SC_FORM_SYSV = 2, SC_FORM_ANON = 3, SC_FORM_FILE = 4 };
 enum { SC_GUARD_SEMAPHORE = 1, SC_GUARD_FAST = 2 };
 enum {
@@ -100,7 +101,8 @@ typedef struct {
     i64 sem_ctime;
     u32 n_sems;
     i32 shm_key;
-    u64 reserved0[2];
+    u64 lineage;                    /* first uuid word of the first of a chain of resizes; 0: never resized */
+    u64 reserved0;
     char name[256];                 /* full name, NUL-terminated */
     u64 checksum;                   /* over every byte before it */
     u32 state;                      /* INIT until everything else is written; outside the checksum */
@@ -192,8 +194,10 @@ static inline void sc_hint_add(i64 *hint, i64 n) { *hint = (i64)((u64)*hint + (u
 typedef struct {
     u64 hash;      /* hash of the lease's name */
     u64 owner;     /* slot:12 | generation:19 | nonce:33; 0 = free; written last: COMMIT */
-    u64 deadline;  /* ms since birth */
+    u64 deadline;  /* ms since birth; CARRIED: taken before a resize, over at its deadline and not at its holder's death */
 } sc_lease_t;
+#define SC_LEASE_CARRIED (1ull << 63)
+#define SC_LEASE_UNTIL(d) ((d) & ~SC_LEASE_CARRIED)
 
 /* entry = tag:16 (never 0) | page:24 | off:16 | coarse:8; 0 = empty.  Stored under the guard, loaded without. */
 #define SC_ENTRY(tag, page, off, coarse) \

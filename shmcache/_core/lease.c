@@ -24,8 +24,11 @@ static sc_lease_t *probe(const sc_table_t *t, u64 hash, u32 i)
 static int lapsed(sc_table_t *t, const sc_lease_t *l, u64 now)
 {
     u64 owner = SC_LD(&l->owner);
-    if (owner == 0 || SC_LD(&l->deadline) <= now)
+    u64 deadline = SC_LD(&l->deadline);
+    if (owner == 0 || SC_LEASE_UNTIL(deadline) <= now)
         return 1;
+    if (deadline & SC_LEASE_CARRIED) /* its slot is one of the segment that was replaced */
+        return 0;
     int lost = 0;
     return sc_worker_dead(t, (u32)(owner >> 52), (u32)(owner >> 33) & 0x7FFFFu, &lost);
 }
@@ -74,8 +77,12 @@ int sc_lease_take(sc_table_t *t, u64 hash, u64 lease_ms, u64 *owner, u64 *fence,
 
 static sc_lease_t *mine(sc_table_t *t, u64 hash, u64 owner)
 {
-    u32 me = sc_worker_me(t);
-    if (me == 0 || (owner >> 33) != (u64)(me >> 1))
+    u32 me = sc_worker_me(t), own = me != 0 && (owner >> 33) == (u64)(me >> 1);
+    for (u32 i = 0; i < SC_N_FORMER; i++) {
+        u32 was = SC_LD(&t->proc->wipe->former[i]);
+        own |= was != 0 && (owner >> 33) == (u64)(was >> 1);
+    }
+    if (!own)
         return NULL;
     for (u32 i = 0; i < SC_LEASE_PROBES; i++) {
         sc_lease_t *l = probe(t, hash, i);
@@ -94,10 +101,10 @@ int sc_lease_extend(sc_table_t *t, u64 hash, u64 owner, u64 lease_ms, i64 wait_n
         return rc;
     u64 now = sc_now(t);
     sc_lease_t *l = mine(t, hash, owner);
-    if (l == NULL || SC_LD(&l->deadline) <= now)
+    if (l == NULL || SC_LEASE_UNTIL(SC_LD(&l->deadline)) <= now)
         rc = SC_MISS;
     else
-        SC_ST_REL(&l->deadline, now + lease_ms);
+        SC_ST_REL(&l->deadline, (now + lease_ms) | (SC_LD(&l->deadline) & SC_LEASE_CARRIED));
     sc_leave(t, shard);
     return rc;
 }
@@ -113,7 +120,7 @@ int sc_lease_release(sc_table_t *t, u64 hash, u64 owner, i64 wait_ns)
     if (l == NULL)
         rc = SC_MISS;
     else {
-        rc = SC_LD(&l->deadline) <= sc_now(t) ? SC_MISS : SC_OK;
+        rc = SC_LEASE_UNTIL(SC_LD(&l->deadline)) <= sc_now(t) ? SC_MISS : SC_OK;
         SC_ST_REL(&l->owner, 0);
     }
     SC_CRASHPOINT(lease_released);
@@ -123,6 +130,30 @@ int sc_lease_release(sc_table_t *t, u64 hash, u64 owner, i64 wait_ns)
     __atomic_fetch_add(seq, 1u, __ATOMIC_RELEASE);
     sc_futex_wake(seq, INT32_MAX);
     return rc;
+}
+
+/* Leases of live holders go over to a segment that replaces this one; every guard of `from` is held, `to` is nobody else's.
+ * Their owner words stay as they are: a holder knows them, and by sc_worker_inherit its former slot. */
+int sc_lease_carry(sc_table_t *from, sc_table_t *to)
+{
+    u64 now = sc_now(from);
+    for (u32 shard = 0; shard < from->n_shards; shard++)
+        for (u32 i = 0; i < from->n_leases; i++) {
+            const sc_lease_t *l = &from->shard[shard].leases[i];
+            u64 hash = SC_LD(&l->hash);
+            if (lapsed(from, l, now))
+                continue;
+            u32 j = 0;
+            while (j < SC_LEASE_PROBES && SC_LD(&probe(to, hash, j)->owner) != 0)
+                j++;
+            if (j == SC_LEASE_PROBES)
+                return SC_LEASES_FULL;
+            sc_lease_t *free_one = probe(to, hash, j);
+            SC_ST(&free_one->hash, hash);
+            SC_ST(&free_one->deadline, SC_LD(&l->deadline) | SC_LEASE_CARRIED);
+            SC_ST_REL(&free_one->owner, SC_LD(&l->owner));
+        }
+    return SC_OK;
 }
 
 /* Waits at most one step, or until some lease of the shard was released; the caller tries again either way. */

@@ -3,6 +3,7 @@
  * Limited API 3.11, multi-phase init, heap types, no state outside the module but the process records of guard.c.  A
  * class derived from Table has no module state, so an object carries a pointer to it and a reference to the module. */
 #include "pycore.h"
+#include "resize.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -14,7 +15,6 @@
 #include <unistd.h>
 
 typedef PyObject *const *args_t;
-PyObject *header_dict(const sc_header_t *h);
 
 /* ---- the type ----------------------------------------------------------------------------------------------------- */
 
@@ -107,6 +107,12 @@ static PyObject *get_lost(PyObject *o, void *unused)
     map_t *m = ((table_obj *)o)->map;
     return PyBool_FromLong(m != NULL && (m->t->lost || SC_LD(&m->t->control->successor) != 0));
 }
+static PyObject *get_successor(PyObject *o, void *unused)
+{
+    (void)unused;
+    map_t *m = ((table_obj *)o)->map;
+    return PyLong_FromUnsignedLongLong(m == NULL ? 0 : SC_LD_ACQ(&m->t->control->successor));
+}
 static PyObject *get_n_groups(PyObject *o, void *unused)
 {
     (void)unused;
@@ -119,6 +125,7 @@ static PyGetSetDef table_getset[] = {
     {"_attached", get_attached, NULL, NULL, NULL},
     {"_readonly", get_readonly, NULL, NULL, NULL},
     {"_lost", get_lost, NULL, NULL, NULL},
+    {"_successor", get_successor, NULL, NULL, NULL},
     {"_n_groups", get_n_groups, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
@@ -205,10 +212,10 @@ static PyObject *core_plan(PyObject *module, PyObject *options)
     return plan_from(options, &h) != 0 ? NULL : header_dict(&h);
 }
 
-/* format(fd, shm_id, fields): lays a fresh, zeroed segment out and makes it READY. */
-static PyObject *core_format(PyObject *module, args_t args, Py_ssize_t nargs)
+/* (fd, shm_id, fields): lays a fresh, zeroed segment out. like: one that it will replace, whose secrets and birth it takes;
+ * it stands in state COPY then, else it is READY. */
+PyObject *format_segment(args_t args, Py_ssize_t nargs, const sc_header_t *like)
 {
-    (void)module;
     if (nargs != 3 || !PyDict_Check(args[2]))
         return PyErr_Format(PyExc_TypeError, "format() takes (fd, shm_id, dict)");
     int fd = (int)PyLong_AsLong(args[0]), shm_id = (int)PyLong_AsLong(args[1]);
@@ -253,6 +260,15 @@ static PyObject *core_format(PyObject *module, args_t args, Py_ssize_t nargs)
     h.sem_id = (i32)i[3];
     h.sem_ctime = i[4];
     h.shm_key = (i32)i[5];
+    if (like != NULL) {
+        u64 word;
+        memcpy(h.hash_key, like->hash_key, sizeof h.hash_key);
+        h.clock_base_ns = like->clock_base_ns;
+        h.created_ns = like->created_ns;
+        memcpy(&word, like->uuid, sizeof word);
+        h.lineage = like->lineage != 0 ? like->lineage : word;
+        h.state = SC_STATE_COPY;
+    }
     if (h.guard_kind != SC_GUARD_FAST && h.guard_kind != SC_GUARD_SEMAPHORE)
         return PyErr_Format(PyExc_ValueError, "guard_kind: 1 or 2 wanted, %u found", h.guard_kind);
     u8 *base = fd >= 0 ? (u8 *)mmap(NULL, (size_t)h.size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
@@ -267,18 +283,26 @@ static PyObject *core_format(PyObject *module, args_t args, Py_ssize_t nargs)
     return header_dict(&h);
 }
 
-/* read_header(fd, shm_id, size) -> dict, with the successor word of the moment; SegmentInvalid or LayoutMismatch say what is
- * wrong. */
+static PyObject *core_format(PyObject *module, args_t args, Py_ssize_t nargs)
+{
+    (void)module;
+    return format_segment(args, nargs, NULL);
+}
+
+/* read_header(fd, shm_id, size, unborn=False) -> dict, with the successor word of the moment; SegmentInvalid or LayoutMismatch say what is wrong.  unborn: one that a
+ * resize builds will do. */
 static PyObject *core_read_header(PyObject *module, args_t args, Py_ssize_t nargs)
 {
     core_state *st = (core_state *)PyModule_GetState(module);
-    if (nargs != 3)
-        return PyErr_Format(PyExc_TypeError, "read_header() takes 3 arguments (%zd given)", nargs);
+    if (nargs != 3 && nargs != 4)
+        return PyErr_Format(PyExc_TypeError, "read_header() takes 3 or 4 arguments (%zd given)", nargs);
+    int unborn = nargs == 4 && PyObject_IsTrue(args[3]) == 1;
     int fd = (int)PyLong_AsLong(args[0]), shm_id = (int)PyLong_AsLong(args[1]);
     unsigned long long size = PyLong_AsUnsignedLongLong(args[2]);
     if (PyErr_Occurred())
         return NULL;
-    u8 page[SC_CONTROL_OFF + 8];
+    u8 page[SC_HEADER_SIZE + sizeof(u64)]; /* the successor word follows the header's page */
+    static_assert(SC_CONTROL_OFF == SC_HEADER_SIZE && offsetof(sc_control_t, successor) == 0, "layout v1");
     char msg[400];
     int mismatch;
     sc_header_t h;
@@ -298,12 +322,36 @@ static PyObject *core_read_header(PyObject *module, args_t args, Py_ssize_t narg
         PyErr_SetString(mismatch ? st->LayoutMismatch : st->SegmentInvalid, msg);
         return NULL;
     }
+    if (h.state == SC_STATE_COPY && !unborn)
+        return PyErr_Format(st->SegmentInvalid, "state: READY (0x%08x) wanted, COPY (0x%08x) found: a resize that has not got "
+                                                "through", SC_STATE_READY, SC_STATE_COPY);
     u64 successor;
     memcpy(&successor, page + SC_CONTROL_OFF, sizeof successor);
     PyObject *d = header_dict(&h);
     if (d != NULL && dict_put(d, "successor", PyLong_FromUnsignedLongLong(successor)) != 0)
         Py_CLEAR(d);
     return d;
+}
+
+/* publish(fd, shm_id): COPY becomes READY; False: it is neither. */
+static PyObject *core_publish(PyObject *m, args_t args, Py_ssize_t nargs)
+{
+    (void)m;
+    if (nargs != 2)
+        return PyErr_Format(PyExc_TypeError, "publish() takes 2 arguments (%zd given)", nargs);
+    int fd = (int)PyLong_AsLong(args[0]), shm_id = (int)PyLong_AsLong(args[1]);
+    if (PyErr_Occurred())
+        return NULL;
+    u8 *base = fd >= 0 ? (u8 *)mmap(NULL, SC_HEADER_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+                       : (u8 *)shmat(shm_id, NULL, 0);
+    if (base == MAP_FAILED)
+        return os_error(fd >= 0 ? "mmap" : "shmat");
+    int ok = sc_resize_publish((sc_header_t *)(void *)base);
+    if (fd >= 0)
+        munmap(base, SC_HEADER_SIZE);
+    else
+        shmdt(base);
+    return PyBool_FromLong(ok);
 }
 
 static int ints(const char *fn, args_t args, Py_ssize_t nargs, int n, long long *out)
@@ -501,7 +549,7 @@ static PyObject *core_rename_noreplace(PyObject *m, args_t args, Py_ssize_t narg
 
 #define F(name, flags) {#name, (PyCFunction)(void (*)(void))core_##name, flags, NULL}
 PyMethodDef core_functions[] = {
-    F(plan, METH_O), F(format, METH_FASTCALL), F(read_header, METH_FASTCALL), F(sem_get, METH_FASTCALL),
+    F(plan, METH_O), F(format, METH_FASTCALL), F(read_header, METH_FASTCALL), F(publish, METH_FASTCALL), F(sem_get, METH_FASTCALL),
     F(shm_get, METH_FASTCALL), F(sem_stat, METH_O), F(shm_stat, METH_O), F(sem_owner, METH_FASTCALL),
     F(shm_owner, METH_FASTCALL), F(sem_remove, METH_O), F(shm_remove, METH_O), F(sem_prepare, METH_FASTCALL),
     F(undo_probe, METH_FASTCALL), F(lifecycle_enter, METH_FASTCALL), F(lifecycle_leave, METH_O),
@@ -547,10 +595,11 @@ static int import_all(core_state *st)
     st->str_encode = PyUnicode_InternFromString("encode");
     st->str_decode = PyUnicode_InternFromString("decode");
     st->str_fast = PyUnicode_InternFromString("fast");
-    return st->str_encode == NULL || st->str_decode == NULL || st->str_fast == NULL ? -1 : 0;
+    st->str_follow = PyUnicode_InternFromString("_follow");
+    return !st->str_encode || !st->str_decode || !st->str_fast || !st->str_follow ? -1 : 0;
 }
 
-static PyMethodDef table_methods[64];
+static PyMethodDef table_methods[80];
 
 static int core_exec(PyObject *module)
 {
@@ -594,6 +643,7 @@ static int core_exec(PyObject *module)
     CONSTANT("FLAG_SECURE", SC_F_SECURE);
     CONSTANT("FLAG_UNDO_WORKS", SC_F_UNDO_WORKS);
     CONSTANT("SUCCESSOR_REMOVED", SC_SUCCESSOR_REMOVED);
+    CONSTANT("STATE_COPY", SC_STATE_COPY);
     CONSTANT("MIN_SIZE", SC_MIN_SIZE);
     CONSTANT("ANON_KEYS", SC_ANON_KEYS);
     return 0;
@@ -633,13 +683,14 @@ PyMODINIT_FUNC PyInit__core(void);
 PyMODINIT_FUNC PyInit__core(void)
 {
     if (table_methods[0].ml_name == NULL) { /* the same values whoever writes them */
-        PyMethodDef *const parts[] = {table_read_methods, table_write_methods, table_admin_methods};
+        PyMethodDef *const parts[] = {table_read_methods, table_write_methods, table_admin_methods, table_map_methods,
+                                      table_resize_methods};
         size_t n = 0, at;
-        for (size_t p = 0; p < 3; p++)
+        for (size_t p = 0; p < 5; p++)
             for (PyMethodDef *m = parts[p]; m->ml_name != NULL; m++)
                 n++;
         at = n;
-        for (size_t p = 3; p-- > 0;) { /* the first one last: it tells that the rest is there */
+        for (size_t p = 5; p-- > 0;) { /* the first one last: it tells that the rest is there */
             size_t k = 0;
             while (parts[p][k].ml_name != NULL)
                 k++;

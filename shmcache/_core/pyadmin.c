@@ -1,13 +1,6 @@
-/* pyadmin.c - the methods of _core.Table that are not hot: attaching, statistics, guards, leases, audit. */
+/* pyadmin.c - the methods of _core.Table that are not hot: statistics, guards, leases, audit. */
 #include "pycore.h"
 #include <errno.h>
-#include <sys/mman.h>
-#include <sys/shm.h>
-#include <sys/stat.h>
-
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23
-#endif
 
 typedef PyObject *const *args_t;
 
@@ -20,25 +13,6 @@ int dict_put(PyObject *d, const char *name, PyObject *value)
 #define PUT_U(d, name, v) dict_put(d, name, PyLong_FromUnsignedLongLong((unsigned long long)(v)))
 #define PUT_I(d, name, v) dict_put(d, name, PyLong_FromLongLong((long long)(v)))
 
-map_t *map_hold(map_t *m)
-{
-    m->refs++;
-    return m;
-}
-void map_drop(map_t *m)
-{
-    if (m == NULL || --m->refs > 0)
-        return;
-    int shm_id = m->t->shm_id;
-    sc_header_t h = m->t->h;
-    sc_table_free(m->t);
-    if (m->by_shmat)
-        sc_shm_detach(m->base, shm_id, &h);
-    else
-        munmap(m->base, m->size);
-    PyMem_Free(m);
-}
-
 PyObject *key_object(const u8 *p, u32 len)
 {
     PyObject *r = PyUnicode_DecodeUTF8((const char *)p, (Py_ssize_t)len, NULL);
@@ -47,89 +21,6 @@ PyObject *key_object(const u8 *p, u32 len)
         r = PyBytes_FromStringAndSize((const char *)p, (Py_ssize_t)len);
     }
     return r;
-}
-
-/* _attach(fd, shm_id, size, sem_id, readonly, path, hugepages, prefault): maps fd, or attaches shm_id (then fd is -1),
- * checks the header, makes the handle.  sem_id -1: none (a file, or mode "r" without rights to the semaphores). */
-static PyObject *table_attach(PyObject *o, args_t args, Py_ssize_t nargs)
-{
-    table_obj *self = (table_obj *)o;
-    if (nargs != 8)
-        return PyErr_Format(PyExc_TypeError, "_attach() takes 8 arguments (%zd given)", nargs);
-    int fd = (int)PyLong_AsLong(args[0]), shm_id = (int)PyLong_AsLong(args[1]);
-    unsigned long long size = PyLong_AsUnsignedLongLong(args[2]);
-    int sem_id = (int)PyLong_AsLong(args[3]), readonly = PyObject_IsTrue(args[4]);
-    const char *path = args[5] == Py_None ? "" : PyUnicode_AsUTF8AndSize(args[5], NULL);
-    int huge = PyObject_IsTrue(args[6]), prefault = PyObject_IsTrue(args[7]);
-    if (PyErr_Occurred() || path == NULL)
-        return NULL;
-    if (self->map != NULL)
-        return PyErr_Format(self->st->Error, "engine: a closed one wanted for attaching, an open one found");
-    u8 *base;
-    if (fd >= 0) {
-        base = (u8 *)mmap(NULL, (size_t)size, readonly ? PROT_READ : PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-        if (base == MAP_FAILED)
-            return os_error("mmap");
-    } else {
-        base = (u8 *)shmat(shm_id, NULL, readonly ? SHM_RDONLY : 0);
-        if (base == (u8 *)-1)
-            return os_error("shmat");
-    }
-    (void)madvise(base, (size_t)size, MADV_DONTDUMP); /* values are secrets, and a dump in progress holds guards */
-    if (huge)
-        (void)madvise(base, (size_t)size, MADV_HUGEPAGE);
-    char msg[400];
-    int mismatch = 0;
-    sc_header_t h;
-    const char *why = sc_header_check(base, size, &h, &mismatch, msg, sizeof msg);
-    map_t *m = why == NULL ? (map_t *)PyMem_Calloc(1, sizeof *m) : NULL;
-    sc_table_t *t = m != NULL ? sc_table_new(base, &h, readonly) : NULL;
-    struct stat st;
-    if (t != NULL && !readonly && sem_id >= 0 && (t->proc = sc_proc_get(&h, sem_id)) == NULL) {
-        sc_table_free(t);
-        t = NULL;
-    }
-    if (t == NULL) {
-        PyMem_Free(m);
-        if (fd >= 0)
-            munmap(base, (size_t)size);
-        else
-            shmdt(base);
-        if (why != NULL)
-            return PyErr_Format(mismatch ? self->st->LayoutMismatch : self->st->SegmentInvalid, "segment %s%s%s",
-                                path[0] ? path : "", path[0] ? ": " : "", why);
-        errno = ENOMEM;
-        return os_error("mmap, malloc");
-    }
-    if (prefault && !readonly && madvise(base, (size_t)size, MADV_POPULATE_WRITE) != 0)
-        for (size_t at = 0; at < size; at += 4096)
-            (void)SC_LD((volatile u8 *)(base + at));
-    t->sem_id = sem_id;
-    t->shm_id = shm_id;
-    if (fd >= 0 && path[0] != 0 && strlen(path) < sizeof t->path && fstat(fd, &st) == 0) {
-        memcpy(t->path, path, strlen(path) + 1);
-        t->dev = st.st_dev;
-        t->ino = st.st_ino;
-    }
-    if (t->proc == NULL)
-        t->readonly = 1;
-    m->t = t;
-    m->base = base;
-    m->size = (size_t)size;
-    m->by_shmat = fd < 0;
-    m->refs = 1;
-    self->map = m;
-    Py_RETURN_NONE;
-}
-
-static PyObject *table_detach(PyObject *o, PyObject *unused)
-{
-    table_obj *self = (table_obj *)o;
-    (void)unused;
-    map_t *m = self->map;
-    self->map = NULL;
-    map_drop(m);
-    Py_RETURN_NONE;
 }
 
 /* _configure(codec, prefix, default_ttl, lock_timeout) */
@@ -258,7 +149,7 @@ PyObject *header_dict(const sc_header_t *h)
     U(layout_version); U(size); U(n_shards); U(n_buckets); U(page_size); U(n_pages); U(n_workers); U(n_leases);
     U(n_ghosts); U(item_size); U(shard_off); U(shard_size); U(max_value); U(guard_kind); U(flags); U(clean_period_ms);
     U(default_ttl_ms); U(ipc_ns); I(clock_base_ns); I(created_ns); U(creator_pid); U(creator_uid); U(owner_uid);
-    U(owner_gid); U(perms); U(form); I(sem_key); I(sem_id); I(sem_ctime); U(n_sems); I(shm_key);
+    U(owner_gid); U(perms); U(form); U(lineage); I(sem_key); I(sem_id); I(sem_ctime); U(n_sems); I(shm_key);
     bad |= dict_put(d, "uuid", PyBytes_FromStringAndSize((const char *)h->uuid, 16));
     bad |= dict_put(d, "boot_id", PyBytes_FromStringAndSize((const char *)h->boot_id, 16));
     bad |= dict_put(d, "name", PyUnicode_DecodeUTF8(h->name, (Py_ssize_t)strnlen(h->name, sizeof h->name), "replace"));
@@ -271,7 +162,7 @@ static PyObject *table_header(PyObject *o, PyObject *unused)
 {
     table_obj *self = (table_obj *)o;
     (void)unused;
-    ATTACHED(self);
+    HERE(self);
     return header_dict(&self->map->t->h);
 }
 
@@ -309,7 +200,7 @@ static PyObject *guards_held(table_obj *self, sc_table_t *t, PyObject *unused)
             bad |= PUT_U(d, "version", SC_LD(&t->shard[i].hard->version));
             u32 leases = 0;
             for (u32 j = 0; j < t->n_leases; j++)
-                leases += SC_LD(&t->shard[i].leases[j].owner) != 0 && SC_LD(&t->shard[i].leases[j].deadline) > sc_now(t);
+                leases += SC_LD(&t->shard[i].leases[j].owner) != 0 && SC_LEASE_UNTIL(SC_LD(&t->shard[i].leases[j].deadline)) > sc_now(t);
             bad |= PUT_U(d, "leases", leases);
         }
         if (bad || PyList_Append(list, d) != 0)
@@ -403,13 +294,18 @@ static PyObject *table_clear(PyObject *o, PyObject *unused)
 {
     table_obj *self = (table_obj *)o;
     (void)unused;
-    ATTACHED(self);
+    HERE(self);
     map_t *held = map_hold(self->map);
     u32 n = held->t->n_shards;
     PyObject *r = Py_NewRef(Py_None);
     for (u32 i = 0; r != NULL && i < n; i++) {
         int rc;
-        RUN(self, held, rc, 0, sc_clear_shard(t, i, wait));
+        const map_t *on = held;
+        RUN_AS(self, held, NULL, rc, 0, sc_clear_shard(t, on == held ? i : 0, wait));
+        if (on != held) { /* replaced meanwhile: all over again there */
+            n = held->t->n_shards;
+            i = 0;
+        }
         if (rc == SC_OK)
             continue;
         Py_CLEAR(r);
@@ -439,9 +335,16 @@ static PyObject *table_clean(PyObject *o, args_t args, Py_ssize_t nargs, PyObjec
         limit = (u64)v;
     }
     int rc;
-    ATTACHED(self);
+    HERE(self);
     map_t *held = map_hold(self->map);
-    RUN(self, held, rc, 1, sc_clean(t, limit, &cursor, &reclaimed, wait));
+    const map_t *on = held;
+    do {
+        if (on != held) {
+            on = held;
+            cursor = 0;
+        }
+        RUN_AS(self, held, NULL, rc, 1, on == held ? sc_clean(t, limit, &cursor, &reclaimed, wait) : SC_AGAIN);
+    } while (rc == SC_AGAIN);
     PyObject *r = rc == SC_OK ? PyLong_FromUnsignedLongLong(reclaimed) : raise_rc(self, held->t, rc, NULL);
     map_drop(held);
     return r;
@@ -454,6 +357,8 @@ static int lease_name(table_obj *self, PyObject *name, u64 *hash)
         PyErr_Format(PyExc_TypeError, "name: bytes wanted, %R found", (PyObject *)Py_TYPE(name));
         return -1;
     }
+    if (self->map != NULL && map_replaced(self->map) && table_follow(self, 0) < 0)
+        return -1;
     if (self->map == NULL)
         return closed_error(self);
     *hash = sc_lease_hash(self->map->t, PyBytes_AsString(name), (u32)PyBytes_Size(name));
@@ -486,7 +391,7 @@ static PyObject *table_lease_take(PyObject *o, args_t args, Py_ssize_t nargs)
         return NULL;
     int rc;
     map_t *held = map_hold(self->map);
-    RUN(self, held, rc, 0, sc_lease_take(t, hash, ms, &owner, &fence, wait));
+    RUN_AS(self, held, NULL, rc, 0, sc_lease_take(t, hash, ms, &owner, &fence, wait));
     PyObject *r;
     if (rc == SC_OK) {
         r = Py_BuildValue("(KK)", (unsigned long long)owner, (unsigned long long)fence);
@@ -514,7 +419,7 @@ static PyObject *table_lease_extend(PyObject *o, args_t args, Py_ssize_t nargs)
         return NULL;
     int rc;
     map_t *held = map_hold(self->map);
-    RUN(self, held, rc, 0, sc_lease_extend(t, hash, owner, ms, wait));
+    RUN_AS(self, held, NULL, rc, 0, sc_lease_extend(t, hash, owner, ms, wait));
     PyObject *r = rc == SC_OK || rc == SC_MISS ? PyBool_FromLong(rc == SC_OK) : raise_rc(self, held->t, rc, NULL);
     map_drop(held);
     return r;
@@ -530,7 +435,7 @@ static PyObject *table_lease_release(PyObject *o, args_t args, Py_ssize_t nargs)
         return NULL;
     int rc;
     map_t *held = map_hold(self->map);
-    RUN(self, held, rc, 0, sc_lease_release(t, hash, owner, wait));
+    RUN_AS(self, held, NULL, rc, 0, sc_lease_release(t, hash, owner, wait));
     PyObject *r = rc == SC_OK || rc == SC_MISS ? PyBool_FromLong(rc == SC_OK) : raise_rc(self, held->t, rc, NULL);
     map_drop(held);
     return r;
@@ -552,8 +457,7 @@ static PyObject *table_lease_wait(PyObject *o, args_t args, Py_ssize_t nargs)
         int held;
         if (left <= 0)
             break;
-        if (self->map == NULL)
-            return closed_error(self), NULL;
+        HERE(self);
         map_t *m = map_hold(self->map);
         Py_BEGIN_ALLOW_THREADS;
         held = sc_lease_wait(m->t, hash, left);
@@ -567,44 +471,29 @@ static PyObject *table_lease_wait(PyObject *o, args_t args, Py_ssize_t nargs)
     Py_RETURN_NONE;
 }
 
-/* _mark_removed(successor): every writer sees it at its next write. */
-static PyObject *table_mark_removed(PyObject *o, PyObject *arg)
-{
-    table_obj *self = (table_obj *)o;
-    unsigned long long word = PyLong_AsUnsignedLongLong(arg);
-    if (PyErr_Occurred())
-        return NULL;
-    ATTACHED(self);
-    if (self->map->t->readonly)
-        return raise_rc(self, self->map->t, SC_READONLY, NULL);
-    SC_ST_REL(&self->map->t->control->successor, (u64)word);
-    self->map->t->lost = 1;
-    Py_RETURN_NONE;
-}
-
 /* Methods that make Python objects while they look at a segment hold it: a finalizer may close the engine meanwhile. */
-#define HELD(name)                                                    \
+#define HELD(name, AT)                                                \
     static PyObject *table_##name(PyObject *o, PyObject *arg)         \
     {                                                                 \
         table_obj *self = (table_obj *)o;                             \
-        ATTACHED(self);                                               \
+        AT(self);                                                     \
         map_t *held = map_hold(self->map);                            \
         PyObject *r = name##_held(self, held->t, arg);                \
         map_drop(held);                                               \
         return r;                                                     \
     }
-HELD(stats)
-HELD(guards)
-HELD(shards)
-HELD(workers)
-HELD(check)
+HELD(stats, HERE)
+HELD(guards, HERE)
+HELD(shards, HERE)
+HELD(workers, HERE)
+HELD(check, HERE)
 
 #define M(name, flags) {"_" #name, (PyCFunction)(void (*)(void))table_##name, flags, NULL}
 PyMethodDef table_admin_methods[] = {
-    M(attach, METH_FASTCALL), M(detach, METH_NOARGS), M(configure, METH_FASTCALL), M(scan_keys, METH_O),
-    M(scan_meta, METH_FASTCALL), M(stats, METH_NOARGS), M(header, METH_NOARGS), M(guards, METH_NOARGS), M(shards, METH_NOARGS), M(workers, METH_NOARGS),
+    M(configure, METH_FASTCALL), M(scan_keys, METH_O), M(scan_meta, METH_FASTCALL), M(stats, METH_NOARGS),
+    M(header, METH_NOARGS), M(guards, METH_NOARGS), M(shards, METH_NOARGS), M(workers, METH_NOARGS),
     M(check, METH_NOARGS), M(set_clock, METH_O), M(now_ms, METH_NOARGS), M(lease_take, METH_FASTCALL),
-    M(lease_extend, METH_FASTCALL), M(lease_release, METH_FASTCALL), M(lease_wait, METH_FASTCALL), M(mark_removed, METH_O),
+    M(lease_extend, METH_FASTCALL), M(lease_release, METH_FASTCALL), M(lease_wait, METH_FASTCALL),
     {"clear", (PyCFunction)table_clear, METH_NOARGS, NULL},
     {"clean", (PyCFunction)(void (*)(void))table_clean, METH_FASTCALL | METH_KEYWORDS, NULL},
     {NULL, NULL, 0, NULL},

@@ -18,7 +18,7 @@
 
 typedef struct {
     Py_ssize_t bytes_off; /* of a bytes object's data, measured once: the accessor is a call, and this is the hot path */
-    PyObject *table_type, *miss, *dflt, *check_key, *lifetime, *check_number, *str_encode, *str_decode, *str_fast;
+    PyObject *table_type, *miss, *dflt, *check_key, *lifetime, *check_number, *str_encode, *str_decode, *str_fast, *str_follow;
     PyObject *Error, *KeyTooLong, *ValueTooLarge, *NoSpace, *LockTimeout, *GuardLost, *TooManyWorkers, *SegmentNotOurs,
         *NotANumber, *CounterOverflow, *NotSupported, *LayoutMismatch, *SegmentInvalid;
 } core_state;
@@ -29,6 +29,8 @@ typedef struct {
     u8 *base;
     size_t size;
     int by_shmat, refs;
+    int followed;    /* the engine attached the segment that replaced this one: calls begun here go on there */
+    i64 next_follow; /* coarse ms when a read may try again to follow */
 } map_t;
 
 typedef struct {
@@ -60,6 +62,15 @@ typedef struct {
 map_t *map_hold(map_t *m);
 void map_drop(map_t *m);
 
+/* Whether a resize put another segment in the place of this one. One load of a line that nobody writes meanwhile. */
+static inline int map_replaced(const map_t *m)
+{
+    return SC_UNLIKELY(SC_LD(&m->t->control->successor) > SC_SUCCESSOR_REMOVED) != 0;
+}
+/* Attaches the engine to the segment that replaced its own: 1 done (by whomever), 0 it stays where it is, -1 an error that no
+ * cache call swallows is set.  A read (must 0) tries at most once a second. */
+int table_follow(table_obj *self, int must);
+
 int key_init(table_obj *self, PyObject *key, pykey *out);
 static inline void key_done(pykey *k)
 {
@@ -82,22 +93,40 @@ PyObject *key_object(const u8 *p, u32 len);
 PyObject *os_error(const char *call);
 int dict_put(PyObject *d, const char *name, PyObject *value); /* takes the reference; 0, or -1 */
 
+/* The call on held met SC_LOST, or held is not the engine's any more. 1: held, and k if it is a key, are those of the engine's
+ * segment, which replaced held's; 0: nothing replaced it; -1: an error is set. */
+int call_lost(table_obj *self, map_t **held, pykey *k);
+int call_moved(table_obj *self, map_t **held, pykey *k);
+
 #define ATTACHED(self)                                  \
     if (SC_UNLIKELY((self)->map == NULL))               \
         return closed_error(self), NULL
 
+/* ATTACHED, to the segment that replaced another one if there is such. */
+#define HERE(self)                                                                                \
+    do {                                                                                          \
+        if ((self)->map != NULL && map_replaced((self)->map) && table_follow((self), 0) < 0)      \
+            return NULL;                                                                          \
+        ATTACHED(self);                                                                           \
+    } while (0)
+
 /* Runs CALL (which uses `t` and `wait`) on a mapping the caller holds, first as a try with the GIL held, then waiting
  * without it, until it is not SC_BUSY or lock_timeout is over.  Signals are served between the waits, with nothing held.
- * big: let the GIL go at once. */
-#define RUN(self, held, rc, big, CALL)                                                                \
+ * big: let the GIL go at once.  A segment that a resize replaced is followed and the call made anew there; RUN is for calls on
+ * a key, whose m is held, RUN_AS for those on the whole. */
+#define RUN(self, held, rc, big, CALL) \
+    RUN_AS(self, held, (pykey *)(void *)((char *)&(held) - offsetof(pykey, m)), rc, big, CALL)
+#define RUN_AS(self, held, key, rc, big, CALL)                                                       \
     do {                                                                                             \
         sc_table_t *t = (held)->t;                                                                   \
         i64 wait = 0, until_ = 0;                                                                    \
         for (;;) {                                                                                   \
             if (SC_UNLIKELY((self)->map != (held))) { /* closed or attached anew meanwhile */         \
-                moved_error(self);                                                                   \
-                rc = RC_PYERR;                                                                       \
-                break;                                                                               \
+                if (call_moved(self, &(held), key) < 0) {                                            \
+                    rc = RC_PYERR;                                                                   \
+                    break;                                                                           \
+                }                                                                                    \
+                t = (held)->t;                                                                       \
             }                                                                                        \
             if (wait == 0 && !(big)) {                                                               \
                 rc = (CALL);                                                                         \
@@ -105,6 +134,15 @@ int dict_put(PyObject *d, const char *name, PyObject *value); /* takes the refer
                 Py_BEGIN_ALLOW_THREADS;                                                              \
                 rc = (CALL);                                                                         \
                 Py_END_ALLOW_THREADS;                                                                \
+            }                                                                                        \
+            if (SC_UNLIKELY(rc == SC_LOST)) {                                                        \
+                int moved_ = call_lost(self, &(held), key);                                          \
+                if (moved_ > 0) {                                                                    \
+                    t = (held)->t;                                                                   \
+                    wait = 0;                                                                        \
+                    continue;                                                                        \
+                }                                                                                    \
+                rc = moved_ < 0 ? RC_PYERR : rc;                                                     \
             }                                                                                        \
             if (SC_LIKELY(rc != SC_BUSY))                                                            \
                 break;                                                                               \
@@ -152,7 +190,9 @@ static inline PyObject *or_default(PyObject *value, PyObject *dflt)
 #define TABLE_METHOD(name)                                                                            \
     {#name, (PyCFunction)(void (*)(void))table_##name, METH_FASTCALL | METH_KEYWORDS, NULL}
 
-extern PyMethodDef table_read_methods[], table_write_methods[], table_admin_methods[], core_functions[];
+extern PyMethodDef table_read_methods[], table_write_methods[], table_admin_methods[], table_map_methods[],
+    table_resize_methods[], core_functions[];
+PyObject *header_dict(const sc_header_t *h);
 PyObject *table_subscript(PyObject *self, PyObject *key);
 int table_ass_subscript(PyObject *self, PyObject *key, PyObject *value);
 int table_contains(PyObject *self, PyObject *key);

@@ -127,6 +127,7 @@ static PyObject *table_get(PyObject *o, args_t args, Py_ssize_t nargs, PyObject 
     Py_ssize_t n;
     const char *p;
     if (SC_LIKELY(PyUnicode_CheckExact(a[0])) && SC_LIKELY(self->prefix_len == 0) && SC_LIKELY(self->map != NULL) &&
+        SC_LIKELY(!map_replaced(self->map)) &&
         SC_LIKELY((p = PyUnicode_AsUTF8AndSize(a[0], &n)) != NULL) && SC_LIKELY(n - 1 < (Py_ssize_t)SC_MAX_KEY) && SC_LIKELY(n > 0)) {
         /* Nothing in here runs Python or lets the GIL go, so the mapping need not be held. */
         sc_table_t *t = self->map->t;

@@ -103,9 +103,9 @@ int key_init(table_obj *self, PyObject *key, pykey *out)
         bytes = buf;
         Py_XDECREF(made);
     }
-    if (self->map == NULL) {
+    if (SC_UNLIKELY(self->map == NULL) || (map_replaced(self->map) && (table_follow(self, 0) < 0 || self->map == NULL))) {
         PyMem_Free(out->heap);
-        return closed_error(self);
+        return PyErr_Occurred() ? -1 : closed_error(self);
     }
     out->m = map_hold(self->map);
     sc_key_init(out->m->t, &out->k, bytes, len);

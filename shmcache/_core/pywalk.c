@@ -189,6 +189,8 @@ Py_ssize_t table_length(PyObject *o)
 {
     table_obj *self = (table_obj *)o;
     Py_ssize_t n = 0;
+    if (self->map != NULL && map_replaced(self->map) && table_follow(self, 0) < 0)
+        return -1;
     if (self->map == NULL)
         return closed_error(self);
     map_t *held = map_hold(self->map);

@@ -159,6 +159,7 @@ int sc_lease_take(sc_table_t *t, u64 hash, u64 lease_ms, u64 *owner, u64 *fence,
 int sc_lease_extend(sc_table_t *t, u64 hash, u64 owner, u64 lease_ms, i64 wait_ns);
 int sc_lease_release(sc_table_t *t, u64 hash, u64 owner, i64 wait_ns);
 int sc_lease_wait(sc_table_t *t, u64 hash, i64 wait_ns);
+int sc_lease_carry(sc_table_t *from, sc_table_t *to);
 u64 sc_lease_hash(const sc_table_t *t, const void *name, u32 len);
 
 /* ---- format.c: geometry, formatting, attaching -------------------------------------------------------------------- */
@@ -168,7 +169,8 @@ typedef struct {
 /* Fills the geometry fields of h; NULL, or a message in msg, which names field, found value and limit. */
 const char *sc_plan(const sc_want_t *want, sc_header_t *h, char *msg, size_t msg_len);
 void sc_format(u8 *base, const sc_header_t *h);
-/* NULL, or why this is no segment of ours: message in msg; *mismatch set when it is one of another layout. */
+/* NULL, or why this is no segment of ours: message in msg; *mismatch set when it is one of another layout. out->state is
+ * READY or COPY. */
 const char *sc_header_check(const u8 *base, u64 size, sc_header_t *out, int *mismatch, char *msg, size_t msg_len);
 u64 sc_header_sum(const sc_header_t *h);
 sc_table_t *sc_table_new(u8 *base, const sc_header_t *h, int readonly);

@@ -11,7 +11,7 @@ __all__ = [
 
 ORDER = [
     *("ls", "info", "stats", "dump", "guards", "check", "top", "distribution", "bigkeys", "report", "web", "health"),
-    *("get", "ttl", "set", "delete", "incr", "touch", "clean", "clear", "save", "load", "rm", "gc", "bench", "man"),
+    *("get", "ttl", "set", "delete", "incr", "touch", "clean", "clear", "resize", "save", "load", "rm", "gc", "bench", "man"),
 ]
 """The order of --help and the manual page: looking first."""
 app.registered_commands.sort(key=lambda entry: ORDER.index(str(entry.name)))

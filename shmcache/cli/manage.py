@@ -1,8 +1,9 @@
-"""Whole segments: clean, clear, rm, gc."""
+"""Whole segments: clean, clear, resize, rm, gc."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -13,8 +14,8 @@ from ..engine import Engine
 from ..engines.shm import ShmEngine
 from ..errors import NotSupported, SegmentNotOurs, ShmCacheError
 from ..url import Url
-from .app import Json, Target, command, output, writable
-from .output import Code, code_of, message, told
+from .app import Json, Target, command, output, view_of, writable
+from .output import Code, code_of, message, progress_bar, told
 
 
 @command("clean", epilog="  shmcache clean sessions")
@@ -44,6 +45,49 @@ def clear(target: Target, as_json: Json = False) -> int:
         cache.clear()
     if as_json:
         output(True).json({"cleared": True})
+    return Code.OK
+
+
+@command("resize", epilog="  shmcache resize sessions --size 256M\n  shmcache resize sessions --item-size 100 --guards 16")
+def resize(
+    target: Target,
+    size: Annotated[str | None, typer.Option("--size", "-s", metavar="SIZE", help="Of the whole segment: 256M, 1G.")] = None,
+    buckets: Annotated[int | None, typer.Option("--buckets", metavar="N", help="In all shards together.")] = None,
+    guards: Annotated[int | None, typer.Option("--guards", metavar="N", help="Shards, a power of two.")] = None,
+    item_size: Annotated[int | None, typer.Option("--item-size", metavar="BYTES", help="Expected average item.")] = None,
+    max_value: Annotated[str | None, typer.Option("--max-value", metavar="SIZE", help="Largest value.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", metavar="N", help="Worker slots.")] = None,
+    timeout: Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="Writers held up at most so long.")] = 5.0,
+    as_json: Json = False,
+) -> int:
+    """Replace a segment by one of another size with the same items, while it is in use.
+
+    Needs room for both. Items, lifetimes, counters and locks go over; who has the old one attached follows with its next call.
+    A smaller segment leaves out what was used least, and says how many items; with eviction=none it is refused. What is not
+    given scales with the size, or stays where the segment was created with it. Killed at any point, this leaves the old segment
+    or the new one, whole; `shmcache gc` removes the rest.
+    """
+    if all(value is None for value in (size, buckets, guards, item_size, max_value, workers)):
+        raise ValueError("resize: --size or another geometry wanted, none found")
+    found = inspect.locate(target)
+    if isinstance(found, Url) or found.form not in ("posix", "sysv"):
+        what = found.scheme if isinstance(found, Url) else found.form
+        raise NotSupported(f"resize: a posix or sysv segment wanted, {what} found")
+    if not found.header:
+        view_of(found).close()  # raises what is wrong with it
+    with (
+        ShmEngine.from_url(Url(found.form, path=found.name), mode="a", owners=(found.uid,)) as cache,
+        progress_bar("copying", cache._n_groups) as draw,
+    ):
+        done = cache.resize(
+            size, buckets=buckets, guards=guards, item_size=item_size, max_value=max_value, workers=workers, timeout=timeout,
+            progress=None if draw is None else lambda copied, groups: draw(copied),
+        )  # fmt: skip
+    if as_json:
+        output(True).json(asdict(done))
+    else:
+        lost = "".join(f", {n} {word}" for n, word in ((done.left_out, "left out"), (done.corrupt, "corrupt")) if n)
+        message(f"{done.old_size} to {done.size} bytes, {done.items} items{lost}; writers waited {done.pause * 1000:.1f} ms")
     return Code.OK
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import atexit
 import errno
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
-from .. import _core, refusal, segment, url, wish
+from .. import _core, catalog, refusal, segment, url, wish
+from .. import resize as resizing
+from ..arguments import Key
 from ..codec import Codec, PickleCodec, codec_option, get_codec
 from ..engine import Capability, Engine
 from ..errors import GuardLost, NotSupported
@@ -53,6 +55,9 @@ OPTIONS: dict[str, Parser] = {
     "mode": url.choice("c", "a", "x", "r"),
 }
 
+_REMOVED = (errno.EINVAL, errno.EIDRM)
+RETRIES = 16
+"""Attempts at a System V segment that a resize removes between look-up and attaching."""
 _anonymous: weakref.WeakSet[ShmEngine] = weakref.WeakSet()
 
 
@@ -103,7 +108,7 @@ class ShmEngine(_core.Table, Engine):
         self._open()
         return self
 
-    def _open(self, like: dict[str, Any] | None = None) -> None:
+    def _open(self, like: dict[str, Any] | None = None, tries: int = 1) -> None:
         options = self._options
         codec = get_codec(options.get("codec", "msgpack"))
         self._refuse_pickle(codec, options.get("perms", 0o600))
@@ -118,6 +123,9 @@ class ShmEngine(_core.Table, Engine):
             if att.created:  # nothing of a failed opening is left
                 segment.unlink(self._form, self._name, att.header)
             if isinstance(error, OSError):
+                if error.errno in _REMOVED and self._form == "sysv" and tries < RETRIES:
+                    self._open(like, tries + 1)
+                    return
                 if error.errno == errno.ENOMEM:
                     raise refusal.no_memory(self._name, att.size, error) from error
                 raise refusal.refused(f"segment {self._form}:{self._name}", error) from error
@@ -154,9 +162,9 @@ class ShmEngine(_core.Table, Engine):
         if self._readonly:
             raise NotSupported(f"unlink: segment {self._name} attached for writing wanted, mode='r' found")
         segment.require_packages(self._form)
-        header = self._header()
-        self._mark_removed(_core.SUCCESSOR_REMOVED)
-        segment.unlink(self._form, self._name, header, self._attachment)
+        while not self._mark_removed():  # a resize was faster: what is removed is what replaced it
+            pass
+        segment.unlink(self._form, self._name, self._header(), self._attachment)
 
     def reattach(self) -> None:
         """Attach again, to whatever has the name now, created like the old one if nothing has (mode c); after GuardLost.
@@ -169,6 +177,71 @@ class ShmEngine(_core.Table, Engine):
         self._detach()
         self._closed = True
         self._open(like)
+
+    def resize(
+        self,
+        size: int | str | None = None,
+        *,
+        buckets: int | None = None,
+        guards: int | None = None,
+        item_size: int | None = None,
+        max_value: int | str | None = None,
+        workers: int | None = None,
+        timeout: float = 5.0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> resizing.Resized:
+        """Replace the segment by one of another size with the same items; every process that has it attached follows.
+
+        Args: size and the rest: as when opening; what is not given scales with the size, or stays where it was given to the
+        segment. timeout: seconds that writers may be held up, at the end of the copy. progress: called with bucket groups
+        copied and their number, during the first pass.
+        Returns: what was done. Every item is there with its value, lifetime, version and use, except those that a smaller
+        segment has no room for (`left_out`; least used first, never with eviction=none). Locks held stay held; over the change
+        they are freed by release or the end of the lease, no more by the death of their holder.
+        Raises: NoSpace for the memory, or for an item with eviction=none; ValueError for impossible geometry; LockTimeout when
+        another resize is at work, a guard's holder is stopped, or the copy took longer than `timeout`; SegmentNotOurs unless
+        run by the owner or root; NotSupported for anon://, mode=r and System V segments with an explicit key. The old segment
+        is as it was then.
+        Concurrency: others read and write all the while; writers wait while the last changes are copied. A process killed in
+        here leaves the old segment, or the new one complete.
+        """
+        if self._readonly:
+            raise NotSupported(f"resize: segment {self._name} attached for writing wanted, mode='r' found")
+        options = {"size": size, "buckets": buckets, "guards": guards, "item_size": item_size, "max_value": max_value,
+                   "workers": workers}  # fmt: skip
+        given = {key: OPTIONS[key](key, str(value)) for key, value in options.items() if value is not None}
+        done = None
+        while done is None:
+            view = self._view()
+            done = resizing.resize(view, self._attachment, given, timeout=timeout, progress=progress)
+            view._detach()
+            self._header()  # follows
+        return done
+
+    def _follow(self) -> None:
+        """Attach to the segment that a resize put in the place of this one; nothing if none of its lineage has the name."""
+        mode = "r" if self._options.get("mode") == "r" else "a"
+        kept = {key: value for key, value in self._options.items() if key not in resizing.GEOMETRY}
+        for tries in range(1, RETRIES + 1):
+            att = segment.open_segment(self._form, self._name, {**kept, "mode": mode})
+            try:
+                if catalog.lineage_of(att.header) != catalog.lineage_of(self._attachment.header):
+                    return
+                self._succeed(
+                    att.fd, att.shm_id, att.size, att.sem_id, mode == "r", att.path, self._options.get("hugepages") == "try",
+                    bool(self._options.get("prefault")),
+                )  # fmt: skip
+                self._attachment, self._options = att, kept
+                return
+            except OSError as error:
+                if error.errno not in _REMOVED or tries == RETRIES:
+                    raise
+            finally:
+                att.close()
+
+    def _walk(self) -> tuple[range, Callable[[int], list[Key]]]:
+        view = self._view()
+        return range(view._n_groups), view._scan_keys
 
     def raw(self, command: str, *args: Any) -> Any:
         """`info` (the header), `guards`, `shards`, `keys GLOB`: this segment's own answers."""

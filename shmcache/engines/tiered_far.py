@@ -76,6 +76,9 @@ class FarItems(Engine):
     def __len__(self) -> int:
         return len(self._l2)
 
+    def _walk(self) -> tuple[range, Callable[[int], list[Key]]]:
+        return self._l2._walk()
+
     def _scan_keys(self, group: int) -> list[Key]:
         return self._l2._scan_keys(group)
 

@@ -17,7 +17,9 @@ __all__ = ["CORE", "HERE", "LEGS", "ROOT", "BuildError", "Leg", "build"]
 ROOT: Final = Path(__file__).resolve().parents[2]
 CORE: Final = ROOT / "shmcache" / "_core"
 HERE: Final = Path(__file__).resolve().parent
-NEEDS_PYTHON: Final = ("core.c", "module.c", "pyadmin.c", "pyread.c", "pytable.c", "pyvalue.c", "pywalk.c")
+NEEDS_PYTHON: Final = (
+    "core.c", "module.c", "pyadmin.c", "pymap.c", "pyread.c", "pyresize.c", "pytable.c", "pyvalue.c", "pywalk.c",
+)  # fmt: skip
 SANITIZE: Final = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 
 
