@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import shmcache
-from shmcache import _core
+from shmcache import _core, registry
+from shmcache.url import Url, parse_options
 
 ROOT = Path(__file__).parent.parent
 if str(ROOT) not in sys.path:
@@ -120,3 +121,16 @@ def test_layout_constants_match_the_design():
     design = (ROOT / "DESIGN.md").read_text()
     for rule in ("I1", "I2", "I3", "I4", "I5", "I6", "I7", "R1", "R2", "R3", "W1", "W2", "W4", "G1", "G2", "G3", "G4", "G5"):
         assert f"| {rule} |" in design
+
+
+def test_the_readmes_urls_are_urls():
+    """Every engine URL of the README parses, with options that its engine knows."""
+    urls = re.findall(r"`([a-z+]+(?::[a-z0-9]+)?://[^`]*)`", (ROOT / "README.md").read_text())
+    assert {url.partition(":")[0] for url in urls} >= {"posix", "sysv", "memcached", "redis", "redis+cluster", "tiered"}
+    for text in urls:
+        url = Url.parse(text)
+        parse_options(url.scheme, registry._load(url.scheme).OPTIONS, url.options, {})
+        for tier in ("l1", "l2"):
+            if "://" in url.options.get(tier, ""):
+                inner = Url.parse(url.options[tier])
+                parse_options(inner.scheme, registry._load(inner.scheme).OPTIONS, inner.options, {})

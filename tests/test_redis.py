@@ -299,15 +299,6 @@ def test_fork(engine):
     assert engine.raw("CLIENT ID") == mine
 
 
-@pytest.mark.parametrize("ttl", [None, 100])
-def test_counting_processes(engine, cluster, ttl):
-    """Processes that count from an absent key lose nothing, and the lifetime is that of the first."""
-    for one in (engine, cluster):
-        in_processes(4, lambda i, one=one: [one.incr("n", ttl=ttl) for _ in range(250)])
-        assert one.counter("n") == 1000
-        assert (one.ttl("n") == math.inf) is (ttl is None)
-
-
 # -- lifetimes -----------------------------------------------------------------------------------------------
 
 

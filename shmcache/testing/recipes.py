@@ -202,7 +202,10 @@ class RecipeTests(Harness):
         @engine.memoize()
         async def function(x: int) -> int:
             calls.append(x)
-            await asyncio.sleep(0.05)
+            for _ in range(2000):
+                await asyncio.sleep(0.005)
+                if len(ticks) > 2:
+                    break
             return x
 
         async def tick() -> None:

@@ -316,12 +316,20 @@ class StoreTests(Harness):
         in_threads(8, lambda i: [engine.incr("k") for _ in range(200)])
         assert engine.counter("k") == 1600
 
-    @needs(Capability.COUNTER)
-    def test_counter_processes(self, engine: Engine) -> None:
-        """K processes that add 1 M times to an absent key end at K * M; without SHARED each has its own."""
-        done = in_processes(self.processes, lambda i: [engine.incr("k") for _ in range(self.increments)][-1])
+    @needs(Capability.COUNTER, Capability.EXPIRE, Capability.TTL)
+    @pytest.mark.parametrize("ttl", [None, 1000])
+    def test_counter_processes(self, engine: Engine, ttl: int | None) -> None:
+        """K processes that add 1 M times to an absent key, with a lifetime or without, end at K * M, and the
+        lifetime is the first one's; without SHARED each has its own counter."""
+
+        def work(i: int) -> int | None:
+            return [engine.incr("k", ttl=ttl) for _ in range(self.increments)][-1]
+
+        done = in_processes(self.processes, work)
         if self.lacks(engine, Capability.SHARED):
             assert done == [self.increments] * self.processes
             assert "k" not in engine
         elif Capability.ATOMIC_CREATE in engine.capabilities:
             assert engine.counter("k") == self.processes * self.increments
+            left = engine.ttl("k")
+            assert left == math.inf if ttl is None else left is not None and 900 < left <= ttl
