@@ -3,10 +3,8 @@ test_tiered_whole.py."""
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import math
-import os
 import random
 import threading
 import time
@@ -19,20 +17,12 @@ from shmcache.engines.memory import MemoryEngine
 from shmcache.engines.tiered_near import DIRECT, MARK
 from shmcache.testing import in_processes, in_threads
 
-from .tiered_help import Far, OneStep, Setup
-
-_serial = itertools.count()
-CORE = getattr(importlib.util.find_spec("shmcache._core"), "has_location", False)
+from .tiered_help import CORE, Far, OneStep, Setup
 
 
 @pytest.fixture(params=[Far, OneStep])
 def setup(request):
     return Setup(request.param)
-
-
-@pytest.fixture
-def unique():
-    return f"{os.getpid()}-{next(_serial)}"
 
 
 # -- copies --------------------------------------------------------------------------------------------------
@@ -328,8 +318,9 @@ def test_filler_without_a_copy(end):
 
 
 @pytest.mark.skipif(not CORE, reason="shmcache._core is not built")
-def test_processes_share_l1(redis_server, unique):
+def test_processes_share_l1(redis_server, unique_name):
     """Processes on one segment: one fills, all see a write once it has returned, and counters add up."""
+    unique = unique_name()
     with (
         shmcache.open(f"posix:///{unique}?size=2M") as near,
         shmcache.open(f"redis:{unique}://{redis_server}/0?health=no&prefix={unique}:") as far,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import os
 import subprocess
 import sys
@@ -27,21 +26,14 @@ from shmcache import (
 from shmcache.engines.memory import MemoryEngine
 from shmcache.engines.tiered import TieredEngine
 
-from .tiered_help import Far, OneStep, Setup
+from .tiered_help import CORE, Far, OneStep, Setup
 
-_serial = itertools.count()
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-CORE = getattr(importlib.util.find_spec("shmcache._core"), "has_location", False)
 
 
 @pytest.fixture(params=[Far, OneStep])
 def setup(request):
     return Setup(request.param)
-
-
-@pytest.fixture
-def unique():
-    return f"{os.getpid()}-{next(_serial)}"
 
 
 # -- what fails ----------------------------------------------------------------------------------------------
@@ -208,8 +200,9 @@ def test_namespace_cleared_elsewhere(setup):
     assert other.get("k") is None
 
 
-def test_opening(unique):
+def test_opening(unique_name):
     """Tiers are named by id, URL or object; those that it opened itself are closed with it."""
+    unique = unique_name()
     near, far = shmcache.open(f"memory:{unique}n://"), shmcache.open(f"memory:{unique}f://")
     ids = shmcache.open(f"tiered:{unique}a://?l1=memory:{unique}n&l2=memory:{unique}f&l1_ttl=0.5")
     mixed = shmcache.open(f"tiered:{unique}b://?l1=memory:{unique}o://%3Fsize=1M", l2=far)
@@ -264,8 +257,9 @@ def test_what_l1_needs():
     assert engine.get("k") == "v"
 
 
-def test_password_is_hidden(unique):
+def test_password_is_hidden(unique_name):
     """The password of a tier's URL is in no message."""
+    unique = unique_name()
     with shmcache.open(f"memory:{unique}://") as near:
         url = f"tiered:{unique}://?l2=redis:{unique}://:geheim@127.0.0.1:1/0%3Fhealth=no"
         with shmcache.open(url, l1=near) as engine:
@@ -279,8 +273,9 @@ def test_password_is_hidden(unique):
 
 
 @pytest.mark.parametrize("form", ["posix", "sysv", "memcached", "redis", "cluster", "tiered"])
-def test_swap_engine(form, request, unique):
+def test_swap_engine(form, request, unique_name):
     """examples/swap_engine.py prints the same for every engine as for memory."""
+    unique = unique_name()
     if form in ("posix", "sysv") and not CORE:
         pytest.skip("shmcache._core is not built")
     if form == "memcached" and importlib.util.find_spec("shmcache.engines.memcached") is None:

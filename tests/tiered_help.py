@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 
 from shmcache import MISS, EngineDown, Url
@@ -9,6 +10,9 @@ from shmcache.engines.memory import MemoryEngine
 from shmcache.engines.tiered import TieredEngine
 
 from .clock_help import Clock
+
+CORE = getattr(importlib.util.find_spec("shmcache._core"), "has_location", False)
+"""Whether the extension is built."""
 
 
 class Far(MemoryEngine):
