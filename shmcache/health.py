@@ -15,7 +15,8 @@ I3  Who makes a change logs it, counts it in the record and calls its own on_cha
 I4  What fails for want of this process's or machine's own means (OWN) says nothing of the server, and changes no
     record.
 I5  The table is a hint: with no store, or with one that fails, each process keeps its own records in memory,
-    and says so in one log line.
+    and says so in one log line. A store that was removed is made anew; workers that dropped privileges use the
+    default store of the user they are.
 
 Times in records are seconds of the boot-time clock, the same for all processes; `since` is wall time, for
 people. Deliberately not here: connections, and what a probe consists of.
@@ -23,6 +24,7 @@ people. Deliberately not here: connections, and what a probe consists of.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -32,7 +34,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from .engine import Capability, Engine
-from .errors import EngineDown, LockTimeout, ShmCacheError
+from .errors import EngineDown, GuardLost, LockTimeout, ShmCacheError
 from .url import Host, boolean
 
 __all__ = [
@@ -162,6 +164,7 @@ class Health:
         self._clock = clock
         self._store = _private()
         self.shared = False
+        self._euid = os.geteuid() if store is True else None
         if store is not False:
             self._open(store)
 
@@ -169,7 +172,7 @@ class Health:
         name = store if isinstance(store, str) else default_url()
         try:
             engine = store if isinstance(store, Engine) else _open(name)
-            if Capability.CAS not in engine.capabilities:
+            if not engine._can(Capability.CAS):
                 engine._unsupported("health", Capability.CAS)
         except (ShmCacheError, OSError, ImportError) as error:
             _say_degraded(name, error)
@@ -179,7 +182,7 @@ class Health:
             _say_degraded(name, error)
         else:
             self._store = engine
-            self.shared = Capability.SHARED in engine.capabilities
+            self.shared = engine._can(Capability.SHARED)
 
     # -- the store --
 
@@ -187,11 +190,18 @@ class Health:
         return f"{KEYS}{self._scheme} {host}"
 
     def _degrade(self, error: BaseException) -> None:
-        """From here on this process keeps its own records."""
+        """From here on this process keeps its own records, unless the store can be made anew."""
+        if isinstance(error, GuardLost):
+            with contextlib.suppress(ShmCacheError, OSError):
+                self._store.reattach()
+                return
         failed, self._store, self.shared = self._store, _private(), False
         _say_degraded(failed.engine_id, error)
 
     def _read(self, host: Host) -> Ticket:
+        if self._euid is not None and self._euid != os.geteuid():
+            self._euid, self._store, self.shared = os.geteuid(), _private(), False
+            self._open(True)
         try:
             found = self._store.gets(self._key(host))
         except (ShmCacheError, OSError) as error:

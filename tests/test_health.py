@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from shmcache import EngineDown, LockTimeout, NoSpace, ShmCacheError, health
+import shmcache
+from shmcache import EngineDown, LockTimeout, NoSpace, ShmCacheError, health, inspect, segment
+from shmcache.catalog import Found
 from shmcache.engines.memcached import MemcachedEngine
 from shmcache.engines.memory import MemoryEngine
 from shmcache.health import DOWN, OFF, UP, Health, Record
@@ -408,3 +410,42 @@ def test_killed_worker(health_url: str) -> None:
     time.sleep(0.06)
     table.admit(HOST, answering)
     assert table.status(HOST).probes == 2
+
+
+def test_removed_store(health_url: str) -> None:
+    """A store that was removed under its workers is made anew by the next that finds a server dead, for all."""
+    table = Health(health_url, scheme="memcached")
+    fail(table)
+    shmcache.open(health_url).unlink()
+    for _ in range(2):  # the first one finds the store gone
+        table.set_server(HOST, True)
+        fail(table)
+    assert table.shared
+    assert in_processes(1, lambda i: Health(health_url, scheme="memcached").status(HOST).status) == [DOWN]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root wanted, to drop its privileges")
+def test_dropped_privileges(unique_name: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that dropped privileges after the engine was opened share the store of the user they are."""
+    name = unique_name()
+    monkeypatch.setattr(health, "default_url", lambda: f"posix:///{name}-{os.geteuid()}?size=1M")
+    table = Health(scheme="memcached")
+
+    def worker(i: int) -> tuple[bool, str]:
+        os.setresuid(65534, 65534, 65534)
+        if i == 0:
+            fail(table)
+        end = time.monotonic() + 30
+        while table.status(HOST).status != DOWN and time.monotonic() < end:
+            time.sleep(0.005)
+        return table.shared, table.status(HOST).status
+
+    try:
+        assert in_processes(3, worker) == [(True, DOWN)] * 3
+        assert table.status(HOST).status == UP
+    finally:
+        for euid in (0, 65534):
+            found = inspect.locate(f"posix:///{name}-{euid}")
+            assert isinstance(found, Found)
+            segment.remove(found)
+

@@ -2,7 +2,8 @@
 
 I1  A call ends within connect_timeout + timeout, whatever the server does: each exchange has one deadline, not
     one per packet. Who probes a server that was down takes at most that again. (Resolving a host name is up to
-    the system; give addresses. A list of keys may take 60 s while bytes keep coming.)
+    the system; give addresses. A list of keys may take 60 s while bytes keep coming. A call that asks several servers
+    takes that for each that fails, once: from then on it is down.)
 I2  After anything but a complete, well-formed answer the connection is closed: no call reads another's answer.
     An idle connection on which something arrived, the end included, is not used.
 I3  A command is sent once; only a read that lost its connection, on a server that answers, is sent again.
