@@ -81,7 +81,7 @@ def test_forks(form: str, guard: str) -> None:
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="the preloaded library is compiled with gcc")
 def test_shims(capfd: pytest.CaptureFixture[str]) -> None:
     """A system call that fails, a missing SEM_UNDO and clocks that jump cost a typed error at most, and leave nothing."""
-    assert shims(["--share", "0.015", "--seconds", "1.5"]) == 0, capfd.readouterr().out
+    assert shims(["--share", "0.008", "--seconds", "1"]) == 0, capfd.readouterr().out
 
 
 def test_fuzz(tmp_path: Path) -> None:
