@@ -21,7 +21,7 @@ import shmcache
 import shmcache.recipes  # loaded before privileges are dropped: the library may lie where others cannot read
 from shmcache import NotSupported, SegmentInvalid, SegmentNotOurs, ShmCacheError, _core, catalog, inspect
 from shmcache.engines.shm import ShmEngine
-from shmcache.segment import IPC_CREAT, IPC_EXCL
+from shmcache.making import IPC_CREAT, IPC_EXCL
 from shmcache.url import Url
 from shmcache.wish import Wish
 from tests.crash.flood import attack_keys, ordinary_keys, places
