@@ -28,7 +28,7 @@ class Mutant:
     finders: tuple[str, ...]
 
 
-PYTHON: Final = ("stopped", "scribble")
+PYTHON: Final = ("points", "stopped", "scribble")
 """Finders that need the extension; they run on fast guards in a POSIX segment."""
 
 _PUBLISH: Final = (
@@ -69,7 +69,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         "skip-recovery", "the next owner after a death counts nothing",
-        (("guard.c", "        sc_recover_guarded(t, shard);\n", ""),), ("step",),
+        (("guard.c", "        sc_recover_guarded(t, shard);\n", ""),), ("step", "points"),
     ),
     Mutant(
         "two-word-counter", "a counter is stored in two halves",

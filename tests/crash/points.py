@@ -19,7 +19,7 @@ from tests.crash.points_build import Points, in_points_build
 from tests.crash.storm import Outcome, Storm, judge_rest, live_beacons, segment
 from tests.crash.worker import Board
 
-__all__ = ["LEGS", "add_commands", "points"]
+__all__ = ["LEGS", "OUTSIDE", "add_commands", "points"]
 
 LEGS: Final[dict[str, dict[str, Any]]] = {
     "roomy": {"size": "1M", "eviction": "none", "clean_period": 1.0},
@@ -31,6 +31,15 @@ LEGS: Final[dict[str, dict[str, Any]]] = {
 ONCE: Final = ("beacon_won", "generation_raised")
 REPAIR: Final = ("guard_inherited", "recover_begin", "recover_lanes", "recount_free", "recover_end")
 INSIDE: Final = ("guard_taken", "page_prepared", "before_tail", "before_publish", "after_publish", "before_unlock")
+OUTSIDE: Final = (
+    "beacon_won", "generation_raised", "after_unlock", "before_wake", "lease_before_wake", "step_won", "step_half_noted",
+    "read_begun", "read_copied", "read_valid", "read_again",
+)  # fmt: skip
+"""Points where no guard is held."""
+
+UNMARKED: Final = ("semaphore_taken", "dirty_cleared")
+"""Points where a semaphore is held and the dirty word is 0: nothing was begun, or all is done, and nothing is repaired."""
+
 PATIENCE: Final = 4.0
 """Seconds after which a pair counts as not reached again; a quarter of it where the time is limited."""
 
@@ -110,7 +119,13 @@ class _Run(Storm):
         soon = int(passes / (time.monotonic() - self.begun) / self.board.n / 5)  # so many in a fifth of a second
         indices = [self.rng.randrange(self.board.n)] if soon > 1 else list(range(self.board.n))
         nth = self.rng.randint(1, max(1, min(1000, soon))) if point not in ONCE else 1
-        (self.done if self.die(indices, operation, point, nth) else self.unreached).add((operation, point))
+        repaired = self.cache._stats()["recoveries"]
+        died = self.die(indices, operation, point, nth)
+        (self.done if died else self.unreached).add((operation, point))
+        if died and point not in (*OUTSIDE, *UNMARKED):
+            self.cache.set("parent", b"x")
+            if self.cache._stats()["recoveries"] == repaired:
+                self.violations.append(f"{operation}:{point}:{nth}: a recovery wanted, none found")
         for index in indices:
             self.spawn(index)
 
@@ -120,7 +135,12 @@ class _Run(Storm):
             self.kill(index)
         if not self.die([0], "*", inside, self.rng.randint(1, 20)):
             return
-        (self.done if self.die([0], "*", point, 1) else self.unreached).add(("*", point))
+        counted = self.cache._stats()["recoveries"] + (point == "recover_end")  # where the first one has counted itself
+        died = self.die([0], "*", point, 1)
+        (self.done if died else self.unreached).add(("*", point))
+        self.cache.set("parent", b"x")
+        if died and self.cache._stats()["recoveries"] <= counted:
+            self.violations.append(f"{inside}, then {point} while repairing: another recovery wanted, none found")
         for index in range(self.board.n):
             self.spawn(index)
 

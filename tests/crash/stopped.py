@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from shmcache.errors import LockTimeout
 from tests.crash.ledger import parse
-from tests.crash.points import LEGS
+from tests.crash.points import LEGS, OUTSIDE
 from tests.crash.points_build import Points, in_points_build
 from tests.crash.silent import NUMBERS, forbid_system_calls, keep_memory
 from tests.crash.storm import HUNG, Outcome, Storm, segment
@@ -33,13 +33,6 @@ __all__ = ["add_commands", "stopped"]
 READS: Final = 4000
 TIMEOUT: Final = 0.02
 """Seconds a writer waits for a guard."""
-
-OUTSIDE: Final = (
-    "beacon_won", "generation_raised", "after_unlock", "before_wake", "lease_before_wake", "step_won", "step_half_noted",
-    "read_begun", "read_copied", "read_valid", "read_again",
-)  # fmt: skip
-"""Points where no guard is held."""
-
 
 class _Stop(Storm):
     """A storm with one worker, which is stopped instead of killed."""
