@@ -154,6 +154,8 @@ def _recovery(options: argparse.Namespace) -> int:
     code = in_points_build(sys.argv[1:])
     if code is not None:
         return code
+    if options.realtime:  # inherited by those forked
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     return sum(
         recovery(options.form or "posix", guard, size, deaths=options.deaths, seed=options.seed).report()
         for guard in ([options.guard] if options.guard else ("fast", "semaphore"))
@@ -168,4 +170,5 @@ def add_commands(command: Callable[[str, str, float], argparse.ArgumentParser]) 
     sub.add_argument("--guard", choices=("fast", "semaphore"))
     sub.add_argument("--size", choices=list(SIZES))
     sub.add_argument("--deaths", type=int, default=300)
+    sub.add_argument("--realtime", action="store_true", help="under SCHED_RR, so that other load does not count; needs root")
     sub.set_defaults(run=_recovery)
