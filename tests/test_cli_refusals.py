@@ -6,6 +6,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -155,8 +157,28 @@ def test_a_server_that_is_down(target: str) -> None:
         assert "ITERATE" in said(Code.REFUSED, "dump", target)
 
 
+@pytest.mark.parametrize("args", [("ls",), ("dump", "{}"), ("report", "{}", "--interval", "0", "-o", "-"), ("--help",), ("man",)])
+def test_a_disk_that_is_full(args: tuple[str, ...], posix: shmcache.Engine) -> None:
+    """Output that cannot be written ends with 9 and one line."""
+    shell = [sys.executable, "-m", "shmcache", *(arg.format(name_of(posix)) for arg in args)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(shell, stdout=full, stderr=subprocess.PIPE, text=True, cwd="/", check=False)
+    assert (done.returncode, done.stderr) == (Code.OTHER, "shmcache: No space left on device\n")
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed(closed: str, posix: shmcache.Engine) -> None:
+    """A command whose streams were closed by its parent does its work; what it would have written there is dropped."""
+    for args in ("ls", f"dump {name_of(posix)}", f"set {name_of(posix)} closed '{closed}'", "--help"):
+        done = subprocess.run(
+            ["sh", "-c", f"{sys.executable} -m shmcache {args} {closed}"], capture_output=True, text=True, cwd="/", check=False
+        )
+        assert (done.returncode, done.stderr) == (0, ""), args
+    assert run("get", name_of(posix), "closed").out == f"{closed}\n"
+
+
 def test_every_read_command_is_listed(unique_name: Callable[[], str]) -> None:
     """The commands tried here are those that --help says only look."""
     text = " ".join(run("--help").out.split())
     named = text.partition("only look (")[2].partition(")")[0].split()
-    assert set(named) == {*LOOK, "ls", "report", "get", "ttl", "save"}
+    assert set(named) == {*LOOK, "ls", "report", "health", "get", "ttl", "save"}
