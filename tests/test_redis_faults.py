@@ -50,7 +50,7 @@ def proxy(redis_server):
         yield proxy
 
 
-def until(done, seconds=20.0):
+def until(done, seconds=60.0):
     end = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < end, "a change wanted, none found"
