@@ -12,15 +12,35 @@ I3  get_or_set binds to the generation it started with: what is computed from be
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar, cast
 
 from .arguments import DEFAULT, MISS, Key, Ttl, check_key, key_text, lifetime
 from .engine import Capability, Engine
 from .errors import EngineDown
 
 __all__ = ["Namespace"]
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+class _NoGeneration(EngineDown):
+    """With on_down=miss: a write whose generation could be neither read nor stored. Nobody would find it."""
+
+
+def _answers_no(method: _Method) -> _Method:
+    """A write that answers False where its generation's server is down and on_down=miss."""
+
+    @functools.wraps(method)
+    def run(*args: Any, **options: Any) -> Any:
+        try:
+            return method(*args, **options)
+        except _NoGeneration:
+            return False
+
+    return cast(_Method, run)
 
 
 class Namespace(Engine):
@@ -79,7 +99,7 @@ class Namespace(Engine):
         return self._head + generation.encode() if _valid(generation) else None
 
     def _made_prefix(self) -> bytes:
-        """Head and generation, made if there is none."""
+        """Head and generation, made if there is none. _NoGeneration if that cannot be."""
         fresh = secrets.token_hex(8)
         for _ in range(8):  # one or two; more only while others clear, and with on_down=miss
             generation = self._parent.get(self._reserved, MISS)
@@ -89,8 +109,8 @@ class Namespace(Engine):
                 self._reserved, fresh, None
             )
             if stored:
-                break
-        return self._head + fresh.encode()
+                return self._head + fresh.encode()
+        raise _NoGeneration(f"namespace {self._name!r}: a generation wanted, none that could be stored found")
 
     def _old(self, key: Key) -> bytes | None:
         """The stored key of what may be there; None while the namespace is empty."""
@@ -103,7 +123,10 @@ class Namespace(Engine):
         return self._made_prefix() + data
 
     def _resolve(self, key: Key) -> tuple[Engine, Key]:
-        return self._parent._resolve(self._new(key))
+        try:
+            return self._parent._resolve(self._new(key))
+        except _NoGeneration:  # get_or_set goes on, with a generation that nobody else has
+            return self._parent._resolve(self._head + secrets.token_hex(8).encode() + check_key(key))
 
     # -- reading and changing what is there --
 
@@ -135,19 +158,25 @@ class Namespace(Engine):
         full = self._old(key)
         return default if full is None else self._parent.pop(full, default)
 
+    @_answers_no
     def append(self, key: Key, data: str | bytes) -> bool:
         return self._parent.append(self._new(key), data)
 
+    @_answers_no
     def prepend(self, key: Key, data: str | bytes) -> bool:
         return self._parent.prepend(self._new(key), data)
 
+    @_answers_no
     def touch(self, key: Key, ttl: Ttl = DEFAULT, *, expire_at: float | None = None) -> bool:
         return self._parent.touch(self._new(key), ttl, expire_at=expire_at)
 
     def gat(
         self, key: Key, ttl: Ttl = DEFAULT, default: Any = None, *, expire_at: float | None = None
     ) -> Any:
-        return self._parent.gat(self._new(key), ttl, default, expire_at=expire_at)
+        try:
+            return self._parent.gat(self._new(key), ttl, default, expire_at=expire_at)
+        except _NoGeneration:
+            return default
 
     def get_many(self, keys: Iterable[Key]) -> dict[Key, Any]:
         pairs, prefix = [(key, check_key(key)) for key in keys], self._prefix()
@@ -179,12 +208,15 @@ class Namespace(Engine):
 
     # -- storing --
 
+    @_answers_no
     def set(self, key: Key, value: Any, ttl: Ttl = DEFAULT, *, expire_at: float | None = None) -> bool:
         return self._parent.set(self._new(key), value, ttl, expire_at=expire_at)
 
+    @_answers_no
     def add(self, key: Key, value: Any, ttl: Ttl = DEFAULT, *, expire_at: float | None = None) -> bool:
         return self._parent.add(self._new(key), value, ttl, expire_at=expire_at)
 
+    @_answers_no
     def replace(self, key: Key, value: Any, ttl: Ttl = DEFAULT, *, expire_at: float | None = None) -> bool:
         return self._parent.replace(self._new(key), value, ttl, expire_at=expire_at)
 
@@ -220,11 +252,15 @@ class Namespace(Engine):
     ) -> list[Key]:
         lifetime(ttl, expire_at)
         names = {check_key(key): key for key in mapping}
-        prefix = self._made_prefix()
+        try:
+            prefix = self._made_prefix()
+        except _NoGeneration:
+            return list(mapping)
         stored = {prefix + check_key(key): value for key, value in mapping.items()}
         failed = self._parent.set_many(stored, ttl, expire_at=expire_at)
         return [names[check_key(key)[len(prefix) :]] for key in failed]
 
+    @_answers_no
     def _set_grace(self, key: Key, value: Any, ttl: float, grace: float) -> bool:
         return self._parent._set_grace(self._new(key), value, ttl, grace)
 

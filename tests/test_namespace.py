@@ -144,3 +144,24 @@ def test_namespace_of_a_dead_server(cache):
     assert space.set("k", 1) is False
     with pytest.raises(EngineDown):
         space.clear()
+
+
+def test_generation_on_a_server_that_is_down(start_memcached, open_memcached):
+    """With on_down=miss, and the server of the generation down alone, writes answer no, reads miss, counting raises,
+    and get_or_set calls its factory."""
+    servers = [start_memcached() for _ in range(2)]
+    engine = open_memcached(",".join(map(str, servers)), on_down="miss", retry_interval=-1)
+    space = engine.namespace("space")
+    token = (space.set("k", "v"), space.gets("k"))[1][1]
+    servers[engine._owner(b"\xffGspace")].kill()
+    for no in (
+        space.set("k", 1), space.add("a", 1), space.replace("k", 1), space.append("k", "x"), space.prepend("k", "x"),
+        space.touch("k", 5), space.delete("k"), space._set_grace("k", 1, 5, 5),
+    ):  # fmt: skip
+        assert no is False
+    assert space.set_many({"a": 1, "b": 2}) == ["a", "b"]
+    assert (space.get("k"), space.gat("k", 5), space.pop("k"), space.get_many(["k"])) == (None, None, None, {})
+    assert space.get_or_set("k", lambda: 7) == 7
+    for call in (lambda: space.incr("n"), lambda: space.decr("n"), lambda: space.cas("k", 1, token), space.clear):
+        with pytest.raises(EngineDown):
+            call()
