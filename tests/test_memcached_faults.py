@@ -381,12 +381,3 @@ def test_claims_are_asked_for_once_needed(start_memcached: Any, open_memcached: 
         assert len(engine) == 0
     tiered.close()
     near.close()
-
-
-def test_get_or_set_while_down(start_memcached: Any, open_memcached: Callable[..., MemcachedEngine]) -> None:
-    """get_or_set on a server that is down raises EngineDown with on_down=raise."""
-    server = start_memcached()
-    engine = open_memcached(server)
-    server.kill()
-    with pytest.raises(EngineDown):
-        engine.get_or_set("k", lambda: 1)
