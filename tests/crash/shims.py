@@ -27,6 +27,7 @@ from typing import Any, Final, NamedTuple
 import shmcache
 from shmcache import _core, catalog
 from shmcache.engines.shm import ShmEngine
+from shmcache.removal import remove
 from shmcache.url import Url
 from tests.crash.children import in_child
 from tests.crash.storm import Outcome, storm
@@ -51,6 +52,7 @@ SHM_DEST: Final = 0o1000
 ABSENT: Final = (errno.ENOENT, errno.EACCES, errno.EINVAL, errno.EIDRM)
 """What the system says of a name or key that is not there, or that is somebody else's."""
 TEN_YEARS: Final = 315_360_000
+RESIZED: Final = 512 << 10
 SAID_AS: Final = {
     "semop": ("semtimedop",), "semctl_rmid": ("semctl",), "shmctl_rmid": ("shmctl",), "link": ("renameat2",),
     "shmget": ("key 0x",), "shmctl": ("key 0x",), "semctl": ("semaphores",), "semget": ("semaphores",),
@@ -147,8 +149,18 @@ def _use(cache: ShmEngine, found: list[str]) -> None:
         found.append(f"check: {cache.check()[:2]}")
 
 
+def _resize(cache: ShmEngine, found: list[str]) -> None:
+    """To RESIZED; where that fails the engine goes on with what it had."""
+    try:
+        cache.resize(size=RESIZED)
+    except shmcache.ShmCacheError:
+        if cache.get("kept") != b"k" * 99 or not cache.set("after", 1):
+            found.append(f"resize: what was stored before readable after a failure wanted, {cache.get('kept')!r:.20} found")
+        raise
+
+
 def _life(url: Url, options: dict[str, Any], found: list[str]) -> str:
-    """Open, use, close, open again, use, remove. The phase that raised stands in the error's notes."""
+    """Open, use, resize, close, open again, use, remove. The phase that raised stands in the error's notes."""
     phase = "open"
     engines: list[ShmEngine] = []
     try:
@@ -156,10 +168,15 @@ def _life(url: Url, options: dict[str, Any], found: list[str]) -> str:
         phase = "use"
         _use(engines[0], found)
         if url.scheme != "anon":
+            phase = "resize"
+            engines[0].set("kept", b"k" * 99)
+            _resize(engines[0], found)
+            phase = "use resized"
+            _use(engines[0], found)
             phase = "close"
             engines.pop().close()
             phase = "attach"
-            engines.append(ShmEngine.from_url(url, **options, mode="a"))
+            engines.append(ShmEngine.from_url(url, **{**options, "size": RESIZED}, mode="a"))
             phase = "use again"
             _use(engines[0], found)
             phase = "unlink"
@@ -214,9 +231,15 @@ def _run_case(shim: ctypes.CDLL, case: Case, found: list[str]) -> None:
     if not shim.shim_fired():
         found.append(MISSED)
     try:
+        if case.form != "anon":  # what the first life left, of either size; as its error says, what has lost its semaphores
+            with contextlib.suppress(FileNotFoundError, shmcache.SegmentInvalid), ShmEngine.from_url(url, mode="a") as rest:
+                rest.unlink()
+            if case.call in REMOVALS:
+                for row in [row for row in catalog.list_segments() if row.name == name]:
+                    remove(row)
         _life(url, options, found)
     except BaseException as error:
-        found.append(f"next life, {error.__notes__[-1]}: {type(error).__name__}: {error}")
+        found.append(f"next life, {getattr(error, '__notes__', ['attach'])[-1]}: {type(error).__name__}: {error}")
     swept = "\n".join(catalog.gc(-1, dry_run=True)) if case.form == "anon" and case.call in ("shmctl", "semctl") else ""
     there = [what for what in left() if f"{what} " not in swept.replace("semaphore set", "set")]
     if case.call not in REMOVALS and there:
