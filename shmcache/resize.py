@@ -69,10 +69,10 @@ def resize(
     require_packages(att.form)
     try:
         free = _core.lifecycle_enter(att.sem_id, 0)
-    except OSError:
+    except OSError as error:
         if catalog.replaced({"successor": old._successor}):
             return None
-        raise
+        raise refused(f"resize of segment {att.form}:{att.name}", error) from error
     if not free:
         raise LockTimeout(f"resize: segment {att.form}:{att.name} left alone wanted, another resize of it at work found")
     try:
