@@ -61,6 +61,14 @@ def test_recoveries_are_timed(build: Path, guard: str) -> None:
     assert run_points_build(build, ["recovery", "--guard", guard, "--size", "8M", "--deaths", "10"]) == 0
 
 
+def test_a_wrong_point_is_refused(build: Path) -> None:
+    """A SHMCACHE_CRASH that names no point ends the program with 64 and what was found."""
+    environment = {**os.environ, "PYTHONPATH": str(build), "SHMCACHE_CRASH": "set:nowhere:1"}
+    command = [sys.executable, "-c", "import shmcache._core"]
+    done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (64, "SHMCACHE_CRASH: operation:point:nth[:STOP] wanted, set:nowhere:1 found\n")
+
+
 @seccomp
 def test_a_system_call_is_noticed() -> None:
     """A process that forbade itself system calls is ended by the first one."""
