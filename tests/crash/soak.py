@@ -63,6 +63,9 @@ class _Words:
         data = text.encode()[:900]
         self.map[4096 : 4096 + len(data) + 1] = data + b"\0"
 
+    def done(self) -> int:
+        return sum(self.words[8 * i] for i in range(WORKERS))
+
     def text(self) -> str:
         return bytes(self.map[4096:]).split(b"\0")[0].decode("utf-8", "replace")
 
@@ -98,6 +101,8 @@ def _life(cache: Any, words: _Words, index: int, n: int, seed: int, picks: Seque
 
 def _child(cache: Any, words: _Words, index: int, n: int, seed: int, picks: Sequence[int]) -> None:
     way = seed % 3
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         if way == 2:  # by default SIGALRM ends a process wherever it stands
             signal.setitimer(signal.ITIMER_REAL, 0.0005 + (seed % 997) / 200000)
@@ -130,7 +135,7 @@ def _flat(name: str, samples: list[Sample], found: list[str]) -> str:
 
 
 def soak(form: str, guard: str, *, operations: float, restarts: float, seconds: float, seed: int) -> Outcome:
-    """`operations` in all by `restarts` lives of workers, or until `seconds` are over (0: no end but that)."""
+    """`operations` in all by `restarts` lives of workers, until `seconds` are over (0: no end but that), SIGINT or SIGTERM."""
     begun = time.monotonic()
     until = begun + seconds if seconds else float("inf")
     step = max(0.05, min(10.0, seconds / 100 if seconds else 10.0))
@@ -139,13 +144,15 @@ def soak(form: str, guard: str, *, operations: float, restarts: float, seconds: 
     weights = list(itertools.accumulate(1 / (i + 1) ** 0.9 for i in range(N_KEYS)))
     picks = array("I", rng.choices(range(N_KEYS), cum_weights=weights, k=1 << 18))
     gc.freeze()  # children do not copy pages for the collector's sake
+    asked: list[int] = []
+    before = {number: signal.signal(number, lambda n, _: asked.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
     with segment(form, guard, f"soak-{seed}", size="8M", guards=1, clean_period=2.0) as (cache, _):
         for i in range(N_KEYS):  # full from the beginning
             cache.set(KEYS[i], VALUES[i])
         pids: dict[int, tuple[int, float]] = {}
         free, beaten, due = list(range(WORKERS)), [0] * WORKERS, begun + step
         try:
-            while sum(words.words[8 * i] for i in range(WORKERS)) < operations and time.monotonic() < until and not found:
+            while words.done() < operations and time.monotonic() < until and not found and not asked:
                 while free:
                     index, number = free.pop(), rng.getrandbits(30)
                     pid = os.fork()
@@ -171,6 +178,8 @@ def soak(form: str, guard: str, *, operations: float, restarts: float, seconds: 
                 if any(words.words[8 * i + 1] for i in range(WORKERS)):
                     found.append(f"error: {words.text()}")
         finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
             for child in pids:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
@@ -181,7 +190,7 @@ def soak(form: str, guard: str, *, operations: float, restarts: float, seconds: 
         if stats["corrupt"]:
             found.append(f"corrupt: 0 items wanted, {stats['corrupt']} found")
         found += [f"check: {finding}" for finding in cache.check()[:5]]
-        done, spent = sum(words.words[8 * i] for i in range(WORKERS)), time.monotonic() - begun
+        done, spent = words.done(), time.monotonic() - begun
         samples.append(_look(cache, words))
         figures = {
             "operations": f"{done:,}", "lives of workers": f"{lives:,}", "in": f"{spent:.0f} s",

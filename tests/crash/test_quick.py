@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
+from tests.core.build import ROOT
+from tests.crash.__main__ import main
 from tests.crash.fuzz import CORPUS, LEG, fuzz
 from tests.crash.mutants import MUTANTS, Mutant, seed_bug
 from tests.crash.native import legs, run_legs
@@ -105,6 +108,21 @@ def test_soak() -> None:
     """Workers that come and go leave memory, free pages and live items as they were."""
     outcome = soak("posix", "fast", operations=1e6, restarts=100, seconds=5, seed=1)
     assert outcome.violations == []
+
+
+def test_the_contract_names_what_exists(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each test and each command of DESIGN.md's crash contract is there."""
+    text = (ROOT / "DESIGN.md").read_text().partition("## 10. Crash contract")[2].partition("\n## 11")[0]
+    sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    files = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    tests = set(re.findall(r"`(?:tests/)?(test_\w+(?:\.py)?)`", text))
+    assert len(tests) > 12
+    assert [name for name in tests if name not in files and f"def {name}(" not in sources] == []
+    for name in set(re.findall(r"`python -m tests\.crash (\w+)", text)):
+        monkeypatch.setattr("sys.argv", ["tests.crash", name, "--help"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: str(mutant.name))
