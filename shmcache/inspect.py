@@ -221,6 +221,12 @@ def _copy(path: str) -> Found:
     if not stat.S_ISREG(st.st_mode):
         kind = _KINDS.get(stat.S_IFMT(st.st_mode), "another kind")
         raise ValueError(f"target: a regular file wanted, {kind} found at {path!r}")
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if file.read(4) == b"\x7fELF":
+            raise ValueError(
+                f"target: a copy of a segment wanted, an ELF file found at {path!r}; core files hold no segments, which are kept"
+                " out of them with the secrets in them: copy /dev/shm/shmcache.NAME"
+            )
     row = Found("file", path, st.st_uid, st.st_mode & 0o7777, st.st_size)
     _read_header(row, path)
     return row

@@ -44,6 +44,7 @@ def files(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "dir").mkdir()
     (tmp_path / "empty").touch()
     (tmp_path / "short").write_bytes(b"x" * 5000)
+    (tmp_path / "core").write_bytes(b"\x7fELF" + bytes(9000))
     with (tmp_path / "huge").open("wb") as f:
         f.truncate(1 << 40)
     os.mkfifo(tmp_path / "pipe")
@@ -53,7 +54,7 @@ def files(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize(("name", "code", "words"), [
     ("dir", Code.USAGE, "a regular file wanted, a directory found"), ("pipe", Code.USAGE, "a regular file wanted, a pipe found"),
     ("absent", Code.NO_SEGMENT, "No such file or directory"), ("empty", Code.DAMAGED, "0 bytes"),
-    ("short", Code.DAMAGED, "magic"), ("huge", Code.DAMAGED, "magic"),
+    ("short", Code.DAMAGED, "magic"), ("core", Code.USAGE, "core files hold no segments"), ("huge", Code.DAMAGED, "magic"),
 ])  # fmt: skip
 def test_files_that_are_no_segment(name: str, code: Code, words: str, files: Path) -> None:
     """Each command names the file and what it found in place of a segment."""
@@ -169,7 +170,7 @@ def test_a_disk_that_is_full(args: tuple[str, ...], posix: shmcache.Engine) -> N
 @pytest.mark.parametrize("closed", [">&-", "<&-", "2>&-", "<&- >&- 2>&-"])
 def test_streams_that_are_closed(closed: str, posix: shmcache.Engine) -> None:
     """A command whose streams were closed by its parent does its work; what it would have written there is dropped."""
-    for args in ("ls", f"dump {name_of(posix)}", f"set {name_of(posix)} closed '{closed}'", "--help"):
+    for args in (f"dump {name_of(posix)}", f"set {name_of(posix)} closed '{closed}'"):
         done = subprocess.run(
             ["sh", "-c", f"{sys.executable} -m shmcache {args} {closed}"], capture_output=True, text=True, cwd="/", check=False
         )
