@@ -18,7 +18,7 @@ import typer
 from .. import registry
 from ..catalog import Found, list_segments
 from ..engine import DEFAULT, Engine
-from ..errors import NotSupported
+from ..errors import NotSupported, ShmCacheError
 from ..inspect import View, locate
 from ..url import Url
 from .output import EXIT_CODES, EXPECTED, Code, Format, Output, code_of, message, told, unescape
@@ -150,6 +150,30 @@ def viewed(text: str, what: str) -> Iterator[View]:
         raise NotSupported(f"{what}: a segment or a copy of one wanted, an engine of scheme {found.scheme!r} found")
     with view_of(found) as view:
         yield view
+
+
+@contextlib.contextmanager
+def followed(text: str, what: str) -> Iterator[Callable[[], View]]:
+    """A function that gives the view of the segment that has the name now; another one once it was removed or replaced."""
+    found = locate(text)
+    if isinstance(found, Url):
+        raise NotSupported(f"{what}: a segment or a copy of one wanted, an engine of scheme {found.scheme!r} found")
+    views = [view_of(found)]
+
+    def current() -> View:
+        if views[0].removed:
+            with contextlib.suppress(ShmCacheError, OSError, ValueError):
+                fresh = locate(text)
+                if isinstance(fresh, Found) and fresh.header and fresh.header["uuid"] != views[0].header["uuid"]:
+                    view = View(fresh)
+                    views.pop().close()
+                    views.append(view)
+        return views[0]
+
+    try:
+        yield current
+    finally:
+        views[0].close()
 
 
 def view_of(found: Found) -> View:

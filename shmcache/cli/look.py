@@ -7,7 +7,7 @@ import enum
 import itertools
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -17,7 +17,7 @@ from ..catalog import Found, list_segments
 from ..errors import LayoutMismatch, NotSupported, SegmentInvalid, ShmCacheError
 from ..inspect import Guard, View, Worker
 from ..url import Url
-from .app import Json, Look, command, engine_of, output, view_of, viewed
+from .app import Json, Look, command, engine_of, followed, output, view_of, viewed
 from .output import (
     Code,
     Column,
@@ -184,19 +184,25 @@ def stats(
         raise ValueError("lifetimes, watch: one of the two wanted, both found")
     out = output(as_json, Format(fmt.value) if fmt else None)
     found = inspect.locate(target)
+    read: Callable[[], Any]
     with contextlib.ExitStack() as stack:
         if isinstance(found, Url):
             engine = stack.enter_context(engine_of(target, "r"))
-            read: Any = engine.stats
+            read = engine.stats
             if lifetimes:
                 raise NotSupported(f"lifetimes: a segment or a copy of one wanted, scheme {found.scheme!r} found")
+        elif watch:
+            current = stack.enter_context(followed(target, "stats"))
+
+            def read() -> Any:
+                return current().stats()
         else:
             view = stack.enter_context(view_of(found))
             read = view.stats
         if watch:
             columns = [Column(n, lambda v: f"{v:.0f}", right=True) for n in RATES]
             columns.append(Column("hit_ratio", human_share, right=True))
-            out.rows(columns, _rates(read, watch, count))
+            out.rows(columns, _rates(read, watch, count), live=True)
             return Code.OK
         record = dict(read())
         record["hit_ratio"] = hit_ratio(record)
@@ -233,6 +239,8 @@ def _rates(read: Any, seconds: float, count: int | None) -> Iterator[tuple[Any, 
     for _ in itertools.count() if count is None else range(count):
         time.sleep(seconds)
         new, now = read(), time.monotonic()
+        if any(new[n] < last[n] for n in RATES):  # another segment has the name by now
+            last = dict.fromkeys(RATES, 0)
         rates = tuple(round((new[n] - last[n]) / (now - then), 3) for n in RATES)
         yield *rates, hit_ratio({n: new[n] - last[n] for n in ("hits", "misses")})
         last, then = new, now

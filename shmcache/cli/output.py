@@ -284,12 +284,17 @@ class Output:
         self.terminal = sys.stdout.isatty()
         self.format = fmt or (Format.TABLE if self.terminal else Format.TSV)
         self.header = header
+        self.chunk, self.least = CHUNK, 0
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="backslashreplace")
 
-    def rows(self, columns: list[Column], rows: Iterable[tuple[Any, ...]]) -> int:
-        """Print rows as they come; how many. A key in the first column is `key` for JSON."""
-        counter = _Counter(rows)
+    def rows(self, columns: list[Column], rows: Iterable[tuple[Any, ...]], *, live: bool = False) -> int:
+        """Print rows as they come; how many. A key in the first column is `key` for JSON.
+
+        Args: live: each row is to be seen before the next is asked for, also by who reads a pipe.
+        """
+        counter = _Counter(_flushed(rows) if live else rows)
+        self.chunk, self.least = (1, 5) if live else (CHUNK, 0)
         getattr(self, f"_{self.format.value}")(columns, counter)
         return counter.n
 
@@ -343,10 +348,10 @@ class Output:
 
     def _table(self, columns: list[Column], rows: Iterable[tuple[Any, ...]]) -> None:
         console, write = Console(file=sys.stdout), sys.stdout.write
-        widths, chosen, it = [len(c.name) for c in columns], list(range(len(columns))), iter(rows)
+        widths, chosen, it = [max(len(c.name), self.least) for c in columns], list(range(len(columns))), iter(rows)
         paint = functools.cache(functools.partial(_painted, console))
         first = True
-        while (chunk := list(islice(it, CHUNK))) or first:
+        while (chunk := list(islice(it, self.chunk))) or first:
             cells = [[c.human(v) for c, v in zip(columns, row, strict=True)] for row in chunk]
             widths = [max([w, *(cell_len(row[i]) for row in cells)]) for i, w in enumerate(widths)]
             if first:
@@ -404,6 +409,12 @@ def _fitted(widths: list[int], total: int) -> list[int]:
         second = max([6, *(w for w in widths if w < widths[i])])
         widths[i] = max(second if widths.count(widths[i]) == 1 else widths[i] - 1, widths[i] - (sum(widths) - room))
     return widths
+
+
+def _flushed(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    for row in rows:
+        yield row
+        sys.stdout.flush()
 
 
 class _Counter:

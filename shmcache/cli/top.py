@@ -9,7 +9,7 @@ import sys
 import termios
 import time
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -23,7 +23,7 @@ from .. import inspect
 from ..arguments import compile_glob
 from ..distribution import Survey, survey
 from ..inspect import Item, View
-from .app import Json, Look, command, output, viewed
+from .app import Json, Look, command, followed, output
 from .look import hit_ratio
 from .output import Code, Column, human_bytes, human_plain, human_seconds, human_share
 
@@ -59,21 +59,23 @@ def top(
     Of a cache of more than 20,000 items the key table is taken from a sample. Without a terminal it prints one line of rates an
     interval, like `stats --watch`.
     """
-    with viewed(target, "top") as view:
+    with followed(target, "top") as current:
         if as_json or not sys.stdout.isatty():
             columns = [Column(name) for name in ("time", *RATES, "hit_ratio", "items", "fill", "guards_held")]
-            output(as_json).rows(columns, _lines(view, interval, count))
+            output(as_json).rows(columns, _lines(current, interval, count), live=True)
             return Code.OK
         with _keyboard() as keyboard, Live(console=Console(), screen=True, auto_refresh=False) as live:
             screen, frames = _Screen(), 0
-            before, then, keys = view.stats(), time.monotonic(), survey(view, sample=SAMPLE, top=200)
-            looked = then
+            view, then = current(), time.monotonic()
+            before, keys, looked = view.stats(), survey(view, sample=SAMPLE, top=200), then
             while count is None or frames < count:
                 until = then + interval
                 while (left := until - time.monotonic()) > 0:
                     if not all(_press(screen, key) for key in keyboard(left)):
                         return Code.OK
-                now = time.monotonic()
+                now, seen = time.monotonic(), view
+                if (view := current()) is not seen:
+                    before, looked = dict.fromkeys(before, 0), 0.0
                 if now - looked >= KEYS_EVERY:
                     keys, looked = survey(view, sample=SAMPLE, top=200), now
                 stats = view.stats()
@@ -83,10 +85,14 @@ def top(
     return Code.OK
 
 
-def _lines(view: View, interval: float, count: int | None) -> Iterator[tuple[Any, ...]]:
-    before, then, n = view.stats(), time.monotonic(), 0
+def _lines(current: Callable[[], View], interval: float, count: int | None) -> Iterator[tuple[Any, ...]]:
+    view, then, n = current(), time.monotonic(), 0
+    before = view.stats()
     while count is None or n < count:
         time.sleep(interval)
+        seen, view = view, current()
+        if view is not seen:
+            before = dict.fromkeys(before, 0)
         stats, now, n = view.stats(), time.monotonic(), n + 1
         rates = [round((stats[k] - before[k]) / (now - then), 3) for k in RATES]
         held = sum(g.state != "free" for g in view.guards())
