@@ -2,10 +2,13 @@
  *
  * Takes no guard and writes nothing.  On a live segment a finding counts only if three passes over its shard make the same
  * one, word for word: what one pass sees may be a write half-way, and what changes from pass to pass is being written. */
+#include "guard.h"
 #include "heap.h"
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/ipc.h>
+#include <sys/sem.h>
 
 /* The findings of a pass, each as a hash of its words. */
 typedef struct {
@@ -19,6 +22,7 @@ typedef struct {
     u32 shard;
     int no_memory, unsure; /* unsure: a lane was not walked to its end, so not every item's place is known */
     u64 n;                 /* findings of this pass that the one before it made too */
+    u32 walked[SC_N_LANES]; /* pages of the chain of a lane */
     sc_report_fn report;   /* NULL: count only */
     void *arg;
     u8 *starts; /* bit per 8 bytes of the shard's pages: an item begins there */
@@ -104,6 +108,7 @@ static int walk_lane(audit_t *a, u32 lane)
     sc_shard_t *s = a->s;
     u64 tail = SC_LD_ACQ(&s->hard->tail[lane]), head = SC_LD_ACQ(&s->hard->head[lane]);
     u32 page = SC_POS_PAGE(head), off = SC_POS_OFF(head), tp = SC_POS_PAGE(tail), to = SC_POS_OFF(tail), crossed = 0;
+    a->walked[lane] = 0;
     if (tp == SC_NO_PAGE)
         return 0;
     if (tp >= t->n_pages || page >= t->n_pages || off > t->page_size || to > t->page_size || (off & 7) || (to & 7)) {
@@ -117,6 +122,7 @@ static int walk_lane(audit_t *a, u32 lane)
               SC_LIFE_LANE(lh), (unsigned long long)SC_LIFE_SEQ(lh), SC_LIFE_LANE(lt),
               (unsigned long long)SC_LIFE_SEQ(lt), (unsigned long long)SC_LD(&s->hard->seq));
     }
+    a->walked[lane] = 1;
     while (page != tp || off < to) {
         u32 skip = t->page_size - off;
         if (off < t->page_size) {
@@ -141,6 +147,7 @@ static int walk_lane(audit_t *a, u32 lane)
                       page, q);
             }
             page = q;
+            a->walked[lane]++;
             pos -= t->page_size;
         }
         off = (u32)pos;
@@ -205,6 +212,8 @@ static void check_entry(audit_t *a, u32 b, u32 i)
               other, sc_shard_of(h, t->n_shards), tag);
         return;
     }
+    if (SC_ENTRY_COARSE(e) == 0 && SC_W1_DEADLINE(it.w1) != 0)
+        found(a, "entry-coarse", "bucket %u slot %u: its item has a lifetime, and the entry says it has none", b, i);
     for (u32 turn = 0, bb = home; turn < 2; turn++, bb = other) {
         for (u32 j = 0; j < SC_N_SLOTS; j++) {
             u64 x = SC_LD_ACQ(&s->buckets[bb].entry[j]);
@@ -221,10 +230,53 @@ static void check_entry(audit_t *a, u32 b, u32 i)
     }
 }
 
+#define LEASE_MOST_MS 315360000000ull /* ten years, as the longest lifetime */
+
+/* Words that stand beside the log and the index. */
+static void check_words(audit_t *a)
+{
+    sc_table_t *t = a->t;
+    sc_shard_t *s = a->s;
+    u64 seq = SC_LD_ACQ(&s->hard->seq), flushed = SC_LD(&s->hard->flush_seq), now = sc_now(t), word = SC_LD(&t->control->successor);
+    if (word != 0 && a->shard == 0)
+        found(a, "successor", "successor word %016llx: removed or replaced, nobody can write", (unsigned long long)word);
+    if (flushed > seq)
+        found(a, "flush-seq", "cleared up to page life %llu, but the last one given is %llu", (unsigned long long)flushed,
+              (unsigned long long)seq);
+    for (u32 p = 0; p < t->n_pages; p++) {
+        u64 m = SC_LD_ACQ(&s->life[p]);
+        if (SC_LIFE_LANE(m) < SC_N_LANES && SC_LIFE_SEQ(m) > SC_LD_ACQ(&s->hard->seq))
+            found(a, "page-life", "page %u: life %llu, but the last one given is %llu", p, (unsigned long long)SC_LIFE_SEQ(m),
+                  (unsigned long long)seq);
+    }
+    u32 owner = SC_LD(&s->guard->owner), dirty = SC_LD(&s->guard->dirty);
+    if (SC_OWNER_SLOT(owner) >= t->h.n_workers || SC_OWNER_SLOT(dirty) >= t->h.n_workers)
+        found(a, "guard-owner", "owner word %08x, dirty word %08x, but there are %u worker slots", owner, dirty, t->h.n_workers);
+    for (u32 i = 0; i < t->n_leases; i++) {
+        const sc_lease_t *l = &s->leases[i];
+        if (SC_LD(&l->owner) != 0 && SC_LEASE_UNTIL(SC_LD(&l->deadline)) > now + LEASE_MOST_MS)
+            found(a, "lease-deadline", "lease %u: held until %llu ms, now is %llu", i,
+                  (unsigned long long)SC_LEASE_UNTIL(SC_LD(&l->deadline)), (unsigned long long)now);
+    }
+    int value = t->sem_id < 0 ? 1 : semctl(t->sem_id, SC_SEM_GUARD(a->shard), GETVAL);
+    if (value > 1)
+        found(a, "guard-value", "guard semaphore %u: %d, but it is binary", a->shard, value);
+}
+
+int sc_check_lane(sc_table_t *t, u32 shard, u32 lane, u8 *starts, u32 *walked)
+{
+    audit_t a = {.t = t, .s = &t->shard[shard], .shard = shard, .starts = starts, .first = 1};
+    int r = walk_lane(&a, lane);
+    *walked = a.walked[lane];
+    free(a.now.hash);
+    return r == 0;
+}
+
 static u64 audit_shard(audit_t *a)
 {
     sc_table_t *t = a->t;
     a->n = a->now.n = 0;
+    check_words(a);
     a->unsure = 0;
     memset(a->starts, 0, ((u64)t->n_pages << t->page_shift) / 64u + 1u);
     for (u32 lane = 0; lane < SC_N_LANES; lane++) {
@@ -236,9 +288,17 @@ static u64 audit_shard(audit_t *a)
     for (u32 b = 0; b < t->n_buckets; b++)
         for (u32 i = 0; i < SC_N_SLOTS; i++)
             check_entry(a, b, i);
-    u32 n_free = 0;
-    for (u32 p = 0; p < t->n_pages; p++)
-        n_free += (u32)sc_page_is_free(t, a->s, p);
+    u32 n_free = 0, held[SC_N_LANES] = {0};
+    for (u32 p = 0; p < t->n_pages; p++) {
+        u64 m = SC_LD(&a->s->life[p]);
+        if (sc_page_is_free(t, a->s, p))
+            n_free++;
+        else
+            held[SC_LIFE_LANE(m)]++;
+    }
+    for (u32 lane = 0; lane < SC_N_LANES && !a->unsure; lane++)
+        if (held[lane] != a->walked[lane])
+            found(a, "page-lost", "lane %u: %u pages lie within its ends, its chain has %u", lane, held[lane], a->walked[lane]);
     if (n_free != a->s->soft->n_free && a->s->guard->owner == 0 && a->s->guard->dirty == 0)
         found(a, "free-count", "%u pages are free, the hint says %u", n_free, a->s->soft->n_free);
     if (a->now.n > 0)

@@ -13,6 +13,7 @@
 #include "format.c"
 #include "check.c"
 #include "resize.c"
+#include "repair.c"
 
 #include "pyvalue.c"
 

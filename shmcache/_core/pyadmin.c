@@ -1,6 +1,9 @@
 /* pyadmin.c - the methods of _core.Table that are not hot: statistics, guards, leases, audit. */
 #include "pycore.h"
+#include "repair.h"
 #include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
 
 typedef PyObject *const *args_t;
 
@@ -267,6 +270,61 @@ static PyObject *check_held(table_obj *self, sc_table_t *t, PyObject *unused)
     return list;
 }
 
+typedef struct line {
+    struct line *next;
+    const char *code;
+    u32 shard;
+    char text[240];
+} line_t;
+/* Said with a guard held: no Python. A line for which there is no memory is left out. */
+static void keep_line(void *arg, const char *code, u32 shard, const char *text)
+{
+    line_t ***end = (line_t ***)arg, *l = (line_t *)malloc(sizeof *l);
+    if (l == NULL)
+        return;
+    l->next = NULL;
+    l->code = code;
+    l->shard = shard;
+    snprintf(l->text, sizeof l->text, "%s", text);
+    **end = l;
+    *end = &l->next;
+}
+
+/* _repair() -> (findings mended, entries lost, items stored anew), or the pid of a process that uses the segment. */
+static PyObject *table_repair(PyObject *o, PyObject *unused)
+{
+    table_obj *self = (table_obj *)o;
+    (void)unused;
+    ATTACHED(self);
+    map_t *held = map_hold(self->map);
+    sc_table_t *t = held->t;
+    sc_repaired_t done;
+    PyObject *list = PyList_New(0), *r = NULL;
+    line_t *lines = NULL, **end = &lines;
+    int rc = t->proc == NULL ? SC_READONLY : SC_OK;
+    if (rc == SC_OK) {
+        Py_BEGIN_ALLOW_THREADS;
+        rc = sc_repair(t, keep_line, &end, &done);
+        Py_END_ALLOW_THREADS;
+    }
+    while (lines != NULL) {
+        line_t *l = lines;
+        lines = l->next;
+        if (list != NULL)
+            report_finding(&list, l->code, l->shard, l->text);
+        free(l);
+    }
+    if (list != NULL && rc == SC_EXISTS)
+        r = PyLong_FromUnsignedLongLong(SC_LD(&t->workers[done.live_slot].pid));
+    else if (list != NULL && rc != SC_OK)
+        raise_rc(self, t, rc, NULL);
+    else if (list != NULL)
+        r = Py_BuildValue("(OKK)", list, (unsigned long long)done.lost, (unsigned long long)done.moved);
+    Py_XDECREF(list);
+    map_drop(held);
+    return r;
+}
+
 static PyObject *table_set_clock(PyObject *o, PyObject *arg)
 {
     table_obj *self = (table_obj *)o;
@@ -492,7 +550,7 @@ HELD(check, HERE)
 PyMethodDef table_admin_methods[] = {
     M(configure, METH_FASTCALL), M(scan_keys, METH_O), M(scan_meta, METH_FASTCALL), M(stats, METH_NOARGS),
     M(header, METH_NOARGS), M(guards, METH_NOARGS), M(shards, METH_NOARGS), M(workers, METH_NOARGS),
-    M(check, METH_NOARGS), M(set_clock, METH_O), M(now_ms, METH_NOARGS), M(lease_take, METH_FASTCALL),
+    M(check, METH_NOARGS), M(repair, METH_NOARGS), M(set_clock, METH_O), M(now_ms, METH_NOARGS), M(lease_take, METH_FASTCALL),
     M(lease_extend, METH_FASTCALL), M(lease_release, METH_FASTCALL), M(lease_wait, METH_FASTCALL),
     {"clear", (PyCFunction)table_clear, METH_NOARGS, NULL},
     {"clean", (PyCFunction)(void (*)(void))table_clean, METH_FASTCALL | METH_KEYWORDS, NULL},

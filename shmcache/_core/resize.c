@@ -153,34 +153,39 @@ static int forget(sc_resize_t *r, u64 hash)
     return SC_OK;
 }
 
-/* Stores what f describes, whose key and value lie in r, with its version, its lane and its use. */
-static int put(sc_resize_t *r, const sc_key_t *from_key, const sc_seen_t *seen, const sc_found_t *f)
+int sc_put_as(sc_table_t *t, const void *key, u32 klen, const void *value, const sc_found_t *f, u32 lane, u32 freq)
 {
-    sc_table_t *t = r->to;
     sc_key_t k;
-    sc_key_init(t, &k, from_key->p, from_key->len);
-    sc_value_t v = {r->value, f->num, f->it.vlen, (u8)f->it.type, SC_W1_DEADLINE(f->it.w1), f->it.soft};
+    sc_key_init(t, &k, key, klen);
+    sc_value_t v = {value, f->num, f->it.vlen, (u8)f->it.type, SC_W1_DEADLINE(f->it.w1), f->it.soft};
     sc_cond_t cond;
     memset(&cond, 0, sizeof cond);
-    if (seen->lane >= SC_LANE_MAIN && seen->lane < SC_N_LANES) { /* a proven item: its ghost sends it to main */
+    if (lane >= SC_LANE_MAIN && lane < SC_N_LANES) { /* a proven item: its ghost sends it to main */
         sc_op_t op;
         sc_op_begin(&op, t, k.shard);
         sc_ghost_add(&op, k.h);
     }
     int rc = sc_store(t, &k, &v, &cond, GUARD_STEP);
-    if (rc == SC_OK) {
-        sc_found_t there;
-        if (sc_look(t, &k, &there) == SC_HIT) {
-            sc_shard_t *s = &t->shard[k.shard];
-            u64 *w1 = (u64 *)(void *)sc_at(t, s, there.it.page, there.it.off) + 1;
-            SC_ST(w1, SC_W1(SC_W1_DEADLINE(f->it.w1), SC_W1_VERSION(f->it.w1)));
-            SC_ST(&s->buckets[there.bucket].freq[there.slot], (u8)(seen->freq < SC_FREQ_MAX ? seen->freq : SC_FREQ_MAX));
-        }
-        return SC_OK;
+    sc_found_t there;
+    if (rc == SC_OK && sc_look(t, &k, &there) == SC_HIT) {
+        sc_shard_t *s = &t->shard[k.shard];
+        u64 *w1 = (u64 *)(void *)sc_at(t, s, there.it.page, there.it.off) + 1;
+        SC_ST(w1, SC_W1(SC_W1_DEADLINE(f->it.w1), SC_W1_VERSION(f->it.w1)));
+        SC_ST(&s->buckets[there.bucket].freq[there.slot], (u8)(freq < SC_FREQ_MAX ? freq : SC_FREQ_MAX));
     }
+    return rc;
+}
+
+/* Stores the item that f describes, whose value lies in r. */
+static int put(sc_resize_t *r, const sc_key_t *k, const sc_seen_t *seen, const sc_found_t *f)
+{
+    sc_table_t *t = r->to;
+    int rc = sc_put_as(t, k->p, k->len, r->value, f, seen->lane, seen->freq);
     if ((rc != SC_NO_SPACE && rc != SC_TOO_LARGE) || (t->h.flags & SC_F_NO_EVICT))
         return rc;
-    rc = sc_delete(t, &k, NULL, NULL, GUARD_STEP); /* left out: an older state of it goes as well */
+    sc_key_t old;
+    sc_key_init(t, &old, k->p, k->len);
+    rc = sc_delete(t, &old, NULL, NULL, GUARD_STEP); /* left out: an older state of it goes as well */
     return rc < 0 ? rc : SC_MISS;
 }
 

@@ -5,6 +5,9 @@
 
 typedef struct sc_resize sc_resize_t;
 
+/* Stores an item with the version, lifetime, lane and use it had elsewhere. What sc_store returns. */
+int sc_put_as(sc_table_t *t, const void *key, u32 klen, const void *value, const sc_found_t *f, u32 lane, u32 freq);
+
 /* `to` is fresh, of the same secrets and the same birth, and nobody else's. NULL: out of memory. */
 sc_resize_t *sc_resize_new(sc_table_t *from, sc_table_t *to);
 /* Gives back every guard still held. */

@@ -179,4 +179,6 @@ void sc_table_free(sc_table_t *t);
 /* ---- check.c: read-only audit ------------------------------------------------------------------------------------- */
 typedef void (*sc_report_fn)(void *arg, const char *code, u32 shard, const char *text);
 u64 sc_check(sc_table_t *t, sc_report_fn report, void *arg);
+/* 1 = the lane can be walked to its end: starts has a bit per 8 bytes of the shard's pages, set where an item begins. */
+int sc_check_lane(sc_table_t *t, u32 shard, u32 lane, u8 *starts, u32 *walked);
 #endif

@@ -16,6 +16,7 @@ from .. import inspect, processes
 from ..catalog import Found, list_segments
 from ..errors import LayoutMismatch, NotSupported, SegmentInvalid, ShmCacheError
 from ..inspect import Guard, View, Worker
+from ..repair import repair
 from ..url import Url
 from .app import Json, Look, command, engine_of, followed, output, view_of, viewed
 from .output import (
@@ -312,15 +313,30 @@ def _guard_row(g: Guard) -> tuple[Any, ...]:
 CHECK = [Column("code", style=lambda _: "bold red"), Column("shard", right=True), Column("text")]
 
 
-@command("check", epilog="  shmcache check sessions\n  shmcache check ./copy.bin --json")
-def check(target: Look, as_json: Json = False) -> int:
+@command("check", epilog="  shmcache check sessions\n  shmcache check ./copy.bin --json\n  shmcache check --repair sessions")
+def check(
+    target: Look,
+    mend: Annotated[bool, typer.Option("--repair", help="Mend what is found, in a segment that nobody uses.")] = False,
+    as_json: Json = False,
+) -> int:
     """Audit a segment without changing it: one line a finding, and exit code 5 if there is one.
 
     On a live segment a finding counts only if three passes over its shard see one. Readers treat a damaged item as a miss; the
-    next write to its key mends it.
+    next write to its key mends it. With --repair: one line for each thing mended, then the findings that are left; refused,
+    with exit code 6, while any process has the segment attached. Items that cannot be kept are counted.
     """
     out = output(as_json)
     found = inspect.locate(target)
+    if mend:
+        if isinstance(found, Url):
+            raise NotSupported(f"repair: a posix or sysv segment wanted, an engine of scheme {found.scheme!r} found")
+        done = repair(found)
+        if done.mended or out.format is Format.JSON:
+            out.rows(CHECK, ((f["code"], f["shard"], f["text"]) for f in done.mended))
+        message(f"{len(done.mended)} mended, {done.moved} items stored anew, {done.lost} lost")
+        for finding in done.left:
+            message(f"left: shard {finding['shard']}: {finding['code']}: {finding['text']}")
+        return Code.DAMAGED if done.left else Code.OK
     if isinstance(found, Url):
         with engine_of(target, "r") as engine:
             findings = engine.check()
