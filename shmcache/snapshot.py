@@ -315,6 +315,8 @@ def _blocks(file: BinaryIO, partial: bool = False, summary: Summary | None = Non
             yield records
         if not bad and (part[1] != seen or part[2] != total):
             raise SnapshotDamaged(f"snapshot: {part[1]!r} items with checksum {part[2]!r} wanted, {seen} with {total} found")
+        if unpacker.read_bytes(1):
+            raise SnapshotDamaged(f"snapshot: the end of the file wanted after the trailer of {seen} items, more bytes found")
     except (msgpack.exceptions.UnpackException, ValueError) as error:
         raise SnapshotDamaged(f"snapshot: msgpack wanted after {seen} items, other bytes found ({error})") from error
 

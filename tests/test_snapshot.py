@@ -172,6 +172,17 @@ def test_every_cut_is_noticed(segment: Callable[..., shmcache.Engine]) -> None:
     assert len(target) == 0
 
 
+@pytest.mark.parametrize("more", [b"\x00", b"junk", b"\xc6\xff", None], ids=["a byte", "text", "half an object", "a snapshot"])
+def test_more_after_the_end_is_noticed(more: bytes | None, segment: Callable[..., shmcache.Engine]) -> None:
+    """Bytes after the trailer are refused, another snapshot among them, and nothing is stored."""
+    source, target = segment(), segment()
+    source.set_many({"a": 1, "b": "x"})
+    data = saved(source).getvalue()
+    with pytest.raises(SnapshotDamaged, match="after the trailer of 2 items"):
+        load(io.BytesIO(data + (data if more is None else more)), target)
+    assert len(target) == 0
+
+
 def test_every_changed_byte_is_noticed(segment: Callable[..., shmcache.Engine]) -> None:
     """A changed byte is noticed, wherever it is."""
     source, target = segment(), segment()
