@@ -17,9 +17,12 @@ from tests.core.build import CORE, Leg
 from tests.crash.native import build_harness
 from tests.crash.storm import Outcome
 
-__all__ = ["CORPUS", "LEG", "add_commands", "fuzz"]
+__all__ = ["CORPUS", "LEG", "QUICK", "add_commands", "fuzz"]
 
 LEG: Final = Leg("clang libfuzzer", "clang", ("-O1", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"))
+QUICK: Final = Leg("clang libfuzzer -O0", "clang", ("-O0", *LEG.flags[1:]))
+"""Compiles in less than half the time, for a leg of seconds."""
+
 CORPUS: Final = Path(__file__).parent / "corpus"
 HANGS: Final = 20
 """Seconds after which one input counts as a hang; a forged guard owner costs each of its writes 0.2 ms."""
@@ -30,9 +33,11 @@ def _figures(text: str) -> dict[str, str]:
     return {"inputs": f"{int(runs[-1]):,}" if runs else "-", "edges covered": edges[-1] if edges else "-"}
 
 
-def fuzz(*, seconds: float, seed: int, directory: Path, inputs: Path | None = None, core: Path = CORE) -> Outcome:
+def fuzz(
+    *, seconds: float, seed: int, directory: Path, inputs: Path | None = None, core: Path = CORE, leg: Leg = LEG
+) -> Outcome:
     """Fuzz for `seconds` from the corpus, or replay the one file `inputs`; finds of interest go to `directory`/found."""
-    program = build_harness("fuzz", LEG, directory, core=core)
+    program = build_harness("fuzz", leg, directory, core=core)
     (directory / "found").mkdir(exist_ok=True)
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
     what = [str(inputs)] if inputs else [

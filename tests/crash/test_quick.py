@@ -12,7 +12,7 @@ import pytest
 
 from tests.core.build import ROOT
 from tests.crash.__main__ import main
-from tests.crash.fuzz import CORPUS, LEG, fuzz
+from tests.crash.fuzz import CORPUS, LEG, QUICK, fuzz
 from tests.crash.mutants import MUTANTS, Mutant, seed_bug
 from tests.crash.native import legs, run_legs
 from tests.crash.processes import cycles, forks, survivors
@@ -91,7 +91,7 @@ def test_fuzz(tmp_path: Path) -> None:
     """Segment images and operations that libFuzzer makes of the corpus crash nothing and give no foreign value."""
     if LEG.missing and not os.environ.get("SHMCACHE_REQUIRE_ALL"):
         pytest.skip(f"{LEG.compiler} is not installed")
-    outcome = fuzz(seconds=5, seed=1, directory=tmp_path)
+    outcome = fuzz(seconds=5, seed=1, directory=tmp_path, leg=QUICK)
     assert outcome.violations == []
     assert int(outcome.figures["inputs"].replace(",", "")) > len(list(CORPUS.iterdir()))
 
