@@ -22,7 +22,8 @@ typedef struct {
     u32 shard;
     int no_memory, unsure; /* unsure: a lane was not walked to its end, so not every item's place is known */
     u64 n;                 /* findings of this pass that the one before it made too */
-    u32 walked[SC_N_LANES]; /* pages of the chain of a lane */
+    u32 walked[SC_N_LANES]; /* pages of the chain of a lane, between the ends it had then */
+    u64 ends[SC_N_LANES][2];
     sc_report_fn report;   /* NULL: count only */
     void *arg;
     u8 *starts; /* bit per 8 bytes of the shard's pages: an item begins there */
@@ -109,6 +110,8 @@ static int walk_lane(audit_t *a, u32 lane)
     u64 tail = SC_LD_ACQ(&s->hard->tail[lane]), head = SC_LD_ACQ(&s->hard->head[lane]);
     u32 page = SC_POS_PAGE(head), off = SC_POS_OFF(head), tp = SC_POS_PAGE(tail), to = SC_POS_OFF(tail), crossed = 0;
     a->walked[lane] = 0;
+    a->ends[lane][0] = head;
+    a->ends[lane][1] = tail;
     if (tp == SC_NO_PAGE)
         return 0;
     if (tp >= t->n_pages || page >= t->n_pages || off > t->page_size || to > t->page_size || (off & 7) || (to & 7)) {
@@ -212,7 +215,7 @@ static void check_entry(audit_t *a, u32 b, u32 i)
               other, sc_shard_of(h, t->n_shards), tag);
         return;
     }
-    if (SC_ENTRY_COARSE(e) == 0 && SC_W1_DEADLINE(it.w1) != 0)
+    if (SC_ENTRY_COARSE(e) == 0 && SC_W1_DEADLINE(it.w1) != 0 && SC_LD_ACQ(&s->buckets[b].entry[i]) == e)
         found(a, "entry-coarse", "bucket %u slot %u: its item has a lifetime, and the entry says it has none", b, i);
     for (u32 turn = 0, bb = home; turn < 2; turn++, bb = other) {
         for (u32 j = 0; j < SC_N_SLOTS; j++) {
@@ -237,7 +240,7 @@ static void check_words(audit_t *a)
 {
     sc_table_t *t = a->t;
     sc_shard_t *s = a->s;
-    u64 seq = SC_LD_ACQ(&s->hard->seq), flushed = SC_LD(&s->hard->flush_seq), now = sc_now(t), word = SC_LD(&t->control->successor);
+    u64 flushed = SC_LD_ACQ(&s->hard->flush_seq), seq = SC_LD_ACQ(&s->hard->seq), now = sc_now(t), word = SC_LD(&t->control->successor);
     if (word != 0 && a->shard == 0)
         found(a, "successor", "successor word %016llx: removed or replaced, nobody can write", (unsigned long long)word);
     if (flushed > seq)
@@ -296,8 +299,10 @@ static u64 audit_shard(audit_t *a)
         else
             held[SC_LIFE_LANE(m)]++;
     }
+    SC_FENCE_ACQ();
     for (u32 lane = 0; lane < SC_N_LANES && !a->unsure; lane++)
-        if (held[lane] != a->walked[lane])
+        if (held[lane] != a->walked[lane] && SC_LD(&a->s->hard->head[lane]) == a->ends[lane][0] &&
+            SC_LD(&a->s->hard->tail[lane]) == a->ends[lane][1])
             found(a, "page-lost", "lane %u: %u pages lie within its ends, its chain has %u", lane, held[lane], a->walked[lane]);
     if (n_free != a->s->soft->n_free && a->s->guard->owner == 0 && a->s->guard->dirty == 0)
         found(a, "free-count", "%u pages are free, the hint says %u", n_free, a->s->soft->n_free);
