@@ -141,3 +141,13 @@ def test_the_command(cache: ShmEngine) -> None:
     assert run("resize", target, "--size", "10K").code == 2
     assert run("resize", "memory://", "--size", "1M").code == 4
     assert cache.get("k99") == 99
+
+
+@pytest.mark.skipif(importlib.util.find_spec("typer") is None, reason="typer is not installed")
+def test_the_bar_is_for_terminals(make: Callable[..., ShmEngine]) -> None:
+    """On a terminal a progress bar is drawn while items are copied; elsewhere stderr has the one closing line."""
+    from .cli_help import on_terminal, run
+
+    cache = make()
+    assert "copying" in on_terminal("resize", f"{cache._form}:{cache._name}", "--size", "3M")
+    assert len(run("resize", f"{cache._form}:{cache._name}", "--size", "2M").err.splitlines()) == 1
