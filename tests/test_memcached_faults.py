@@ -290,6 +290,17 @@ def test_failover(start_memcached: Any, open_memcached: Callable[..., MemcachedE
         moving.get("key1")
 
 
+def test_failover_past_several_that_hang(memcached_server: Any, open_memcached: Callable[..., MemcachedEngine]) -> None:
+    """Servers that hang take nothing of the time of the next one: it answers, and is not down."""
+    with fake.FullBacklog() as first, fake.FullBacklog() as second:
+        engine = open_memcached(
+            f"{first.address},{second.address},{memcached_server}",
+            failover="yes", timeout=0.5, connect_timeout=0.5, weights="1000000,1000000,0.000001",
+        )  # fmt: skip
+        assert engine.set("k", 1)
+        assert [row["status"] for row in engine.health.snapshot()] == ["down", "down", UP]
+
+
 def test_flush_on_rejoin(start_memcached: Any, open_memcached: Callable[..., MemcachedEngine]) -> None:
     """A server that was out of reach and comes back with what it had is emptied before it is used."""
     server = start_memcached()

@@ -344,9 +344,10 @@ class MemcachedEngine(MemcachedWhole):
         return None
 
     def _run(
-        self, number: int, act: Callable[[Any], _T], again: bool, limit: float
+        self, number: int, act: Callable[[Any], _T], again: bool, seconds: float
     ) -> tuple[_T, None] | tuple[None, EngineDown]:
-        """`act` on a connection to server `number`: its answer, or why the server is down.
+        """`act` on a connection to server `number`, within `seconds` from its admission: its answer, or why the
+        server is down. The silence of a server that had less than `_patience` is not held against it.
 
         Raises: EngineDown where the connection was lost and the server is not down.
         """
@@ -358,7 +359,7 @@ class MemcachedEngine(MemcachedWhole):
         except EngineDown as error:
             return None, error
         link = server.take()
-        link.limit = limit
+        link.limit = limit = time.monotonic() + seconds
         try:
             answer = act(link)
         except _BROKEN as error:
@@ -376,19 +377,20 @@ class MemcachedEngine(MemcachedWhole):
             and self._probe(server, False, limit) is None
         ):
             if again:
-                return self._run(number, act, False, limit)
+                return self._run(number, act, False, limit - time.monotonic())
             raise self._down(
                 server, failure, "; the server answers others, whether this was done is not known"
             )
-        self.health.failed(server.host, ticket, failure)
+        if seconds >= self._patience or not isinstance(failure, TimeoutError):
+            self.health.failed(server.host, ticket, failure)
         return None, self._down(server, failure)
 
     def _ask(self, route: bytes, *requests: bytes, again: bool = False) -> list[Reply]:
         data, count = b"\r\n".join(requests) + b"\r\n", len(requests)
-        limit, without = time.monotonic() + self._patience, set[int]()
+        without = set[int]()
         number = self._ring.pick(route, without)
         while True:
-            replies, down = self._run(number, lambda link: link.exchange(data, count), again, limit)
+            replies, down = self._run(number, lambda link: link.exchange(data, count), again, self._patience)
             if replies is not None:
                 answer: list[Reply] = replies
                 return answer
@@ -441,9 +443,7 @@ class MemcachedEngine(MemcachedWhole):
         texts = [text for i in chunk for text in requests[i][1]]
         data, count = b"\r\n".join(texts) + b"\r\n", len(texts)
         try:
-            replies, down = self._run(
-                number, lambda link: link.exchange(data, count), again, time.monotonic() + self._patience
-            )
+            replies, down = self._run(number, lambda link: link.exchange(data, count), again, self._patience)
         except EngineDown as error:
             for i in chunk:
                 answers[i] = error

@@ -43,9 +43,10 @@ class MemcachedWhole(MemcachedCounters):
     # -- what memcached.py adds --
 
     def _run(
-        self, number: int, act: Callable[[Any], _T], again: bool, limit: float
+        self, number: int, act: Callable[[Any], _T], again: bool, seconds: float
     ) -> tuple[_T, None] | tuple[None, EngineDown]:
-        """`act` on a connection (memcached.Link) to server `number`: its answer, or why the server is down."""
+        """`act` on a connection (memcached.Link) to server `number`, within `seconds`: its answer, or why the
+        server is down."""
         raise NotImplementedError
 
     def _owner(self, name: bytes) -> int:
@@ -59,7 +60,7 @@ class MemcachedWhole(MemcachedCounters):
 
     def _on(self, number: int, act: Callable[[Any], _T], seconds: float = 0.0) -> _T:
         """`act` on a connection to one server, `seconds` longer than a call may take. Reads only."""
-        answer, down = self._run(number, act, True, time.monotonic() + self._patience + seconds)
+        answer, down = self._run(number, act, True, self._patience + seconds)
         if down is not None:
             raise down
         return answer  # type: ignore[return-value]
