@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +16,7 @@ import shmcache
 from shmcache import MISS, Capability, EngineDown, NotSupported
 from shmcache.engines import memcached_whole
 from shmcache.engines.memcached import MemcachedEngine
+from shmcache.engines.memcached_stream import Stream
 from shmcache.health import UP
 from shmcache.testing import in_processes, in_threads
 from shmcache.url import Host
@@ -178,6 +181,26 @@ def test_lost_connection_of_a_server_that_answers(
     proxy.filter = first
     assert engine.get("k") == 2
     assert engine.health.status(Host(proxy.host, proxy.port)).changes == 0
+
+
+def test_stopped_while_the_answer_came() -> None:
+    """Who finds the time over, because it did not run, reads the answer that lies there; where none does, or half of
+    one, the time is over."""
+    near, far = socket.socketpair()
+    stream = Stream(near)
+    with contextlib.closing(stream), far:
+        stream.end = time.monotonic() - 1
+        far.sendall(b"VA 3\r\na")
+        with pytest.raises(TimeoutError):
+            stream.exchange(b"mg k v\r\n", 1)
+        with pytest.raises(TimeoutError):
+            stream.recv(1)
+        stream.end, stream.looked = time.monotonic() - 1, False
+        far.sendall(b"VA 3\r\nabc\r\n")
+        assert stream.exchange(b"mg k v\r\n", 1)[0].data == b"abc"
+        stream.end, stream.looked = time.monotonic() - 1, False
+        with pytest.raises(TimeoutError):
+            stream.exchange(b"mg k v\r\n", 1)
 
 
 def test_restarted_server(start_memcached: Any, open_memcached: Callable[..., MemcachedEngine]) -> None:

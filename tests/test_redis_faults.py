@@ -7,6 +7,7 @@ import importlib.util
 import itertools
 import logging
 import os
+import socket
 import time
 from itertools import chain, count
 
@@ -18,6 +19,7 @@ import shmcache
 from shmcache import MISS, EngineDown, ShmCacheError
 from shmcache.engines import redis as redis_engine
 from shmcache.engines.memory import MemoryEngine
+from shmcache.engines.redis_link import TimedSocket
 from shmcache.health import DOWN, UP
 from shmcache.testing import in_processes, in_threads, interrupted
 from shmcache.url import Host
@@ -189,6 +191,27 @@ def test_policy_miss(open_redis, proxy):
     proxy.mode = "pass"
     assert engine.get("k") == "v"
     engine.clear()
+
+
+def test_stopped_while_the_answer_came():
+    """Who finds the time over, because it did not run, reads the answer that lies there; where none does, the time is
+    over."""
+    near, far = socket.socketpair()
+    with near, far:
+        link = TimedSocket(near, 0.2)
+        for _ in range(2):
+            link.sendall(b"GET k\r\n")
+            link._end -= 1
+            far.sendall(b"$1\r\n7\r\n")
+            assert link.recv(7) == b"$1\r\n7\r\n"
+        link.sendall(b"GET k\r\n")
+        link._end -= 1
+        with pytest.raises(TimeoutError):
+            link.recv(4)
+        far.sendall(b"late")
+        link._end -= 1
+        with pytest.raises(TimeoutError):
+            link.recv(4)
 
 
 def test_told_once(open_redis, proxy, caplog):

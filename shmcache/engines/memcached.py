@@ -98,7 +98,7 @@ class Link(Client):  # type: ignore[misc]
         if self.sock is None:
             self._connect()
         stream: Stream = self.sock
-        stream.patience = self.timeout
+        stream.patience, stream.looked = self.timeout, False
         stream.end = min(time.monotonic() + (self.timeout if seconds is None else seconds), self.limit)
         return stream
 

@@ -1,6 +1,7 @@
 """Bytes to and from one memcached connection: deadlines, and answers cut out of the stream.
 
-I1  All that is sent and received for one question ends at one moment, however slowly it trickles.
+I1  All that is sent and received for one question ends at one moment, however slowly it trickles. Where that
+    moment passed while this process did not run, LAST_LOOK more is left for what has come meanwhile.
 I2  Exactly the answers to the questions are read; a byte more or less, or one that is no answer, is BadAnswer,
     and the stream is of no use any more.
 
@@ -18,11 +19,14 @@ from typing import Final
 
 from .memcached_wire import Reply
 
-__all__ = ["BadAnswer", "Stream"]
+__all__ = ["LAST_LOOK", "BadAnswer", "Stream"]
 
 LINE: Final = 2048
 """Bytes of a line without an end that are taken for garbage; the longest one of memcached's has 800."""
 RECEIVE: Final = 65_536
+LAST_LOOK: Final = 0.05
+"""Seconds, once per question, for who finds the time over before waiting: a process that was stopped, or not
+scheduled, would otherwise take a server that answered in time for one that did not."""
 
 _ANSWER = re.compile(rb"(?:HD|EN|NF|NS|EX|MN|VA ([0-9]{1,10}))(?: [a-zA-Z](?:-?[0-9]{1,20})?)*")
 _ERRORS = {b"SERVER_ERROR": b"SE", b"CLIENT_ERROR": b"CE", b"ERROR": b"ER"}
@@ -41,6 +45,8 @@ class Stream:
         self.end = math.inf
         self.patience = math.inf
         """Seconds without a byte after which a call ends, before `end`."""
+        self.looked = False
+        """LAST_LOOK was used up for this question."""
         self.tainted = False
         """An error line came: the connection is not to be used for another question."""
         plain.setblocking(False)
@@ -49,8 +55,12 @@ class Stream:
         self._writable.register(plain, select.POLLOUT)
 
     def _wait(self, poll: select.poll) -> None:
-        left = min(self.end - time.monotonic(), self.patience)
-        if left <= 0 or not poll.poll(None if left == math.inf else math.ceil(left * 1000)):
+        now = time.monotonic()
+        if self.end <= now and not self.looked:
+            self.looked, self.end = True, now + LAST_LOOK
+        left = min(self.end - now, self.patience)
+        wait = None if left == math.inf else math.ceil(left * 1000)
+        if left <= 0 or not (poll.poll(wait) or poll.poll(0)):  # a signal's handler may have outlasted the first
             raise TimeoutError("timed out")
 
     def sendall(self, data: bytes) -> None:

@@ -7,13 +7,18 @@ as it likes. Here all that is received after a send ends at one moment.
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Final
 
-__all__ = ["TimedSocket", "timed", "tls_arguments"]
+__all__ = ["LAST_LOOK", "TimedSocket", "timed", "tls_arguments"]
+
+LAST_LOOK: Final = 0.05
+"""Seconds, once after a send, for who finds the time over before waiting: a process that was stopped, or not
+scheduled, would otherwise take a server that answered in time for one that did not."""
 
 
 class TimedSocket:
-    """Stands for a connected socket; what it receives after a `sendall` it receives within `seconds` of it.
+    """Stands for a connected socket; what it receives after a `sendall` it receives within `seconds` of it. Where these
+    passed while this process did not run, LAST_LOOK more is left for what has come meanwhile.
 
     A timeout of 0, which the driver sets to look whether anything has come, stays one of 0.
     """
@@ -23,9 +28,10 @@ class TimedSocket:
         self._seconds = seconds
         self._limit: float | None = seconds
         self._end = time.monotonic() + seconds
+        self._looked = False
 
     def sendall(self, data: Any, *flags: Any) -> None:
-        self._end = time.monotonic() + self._seconds
+        self._end, self._looked = time.monotonic() + self._seconds, False
         self._sock.settimeout(self._seconds)  # for all of it
         self._sock.sendall(data, *flags)
 
@@ -40,6 +46,8 @@ class TimedSocket:
     def _arm(self) -> None:
         if self._limit != 0:
             left = self._end - time.monotonic()
+            if left <= 0 and not self._looked:
+                self._looked, self._end, left = True, time.monotonic() + LAST_LOOK, LAST_LOOK
             if left <= 0:
                 raise TimeoutError("timed out")
             self._sock.settimeout(left)
