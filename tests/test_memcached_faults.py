@@ -390,7 +390,8 @@ def test_interrupted(proxy: fake.Proxy, open_memcached: Callable[..., MemcachedE
 
 
 def test_claims_are_asked_for_once_needed(start_memcached: Any, open_memcached: Callable[..., MemcachedEngine]) -> None:
-    """What was opened while the server was down iterates when it is back; locks and counters never ask whether it can."""
+    """What was opened while the server was down raises EngineDown from iteration, and iterates when it is back; locks
+    and counters never ask whether it can."""
     server = start_memcached()
     server.kill()
     far = open_memcached(server, retry_interval=0.0)
@@ -400,8 +401,12 @@ def test_claims_are_asked_for_once_needed(start_memcached: Any, open_memcached: 
     for engine in (far, space, tiered):
         assert Capability.ITERATE not in engine.capabilities
         lock = engine.lock("name")
-        with pytest.raises(EngineDown):
-            lock.__enter__()
+        walks: list[Callable[[], Any]] = [
+            lock.__enter__, lambda: list(engine.keys()), engine.__len__, lambda: engine.delete_match("*"),
+        ]  # fmt: skip
+        for call in walks:
+            with pytest.raises(EngineDown):
+                call()
     server.start()
     asked = []
     ask = far._can_iterate

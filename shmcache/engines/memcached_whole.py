@@ -130,7 +130,7 @@ class MemcachedWhole(MemcachedCounters):
         if (
             not found["servers_down"]
             and found["items"] <= COUNT_ITEMS
-            and self._can(Capability.ITERATE)
+            and Capability.ITERATE in self.capabilities
         ):
             live = [pair for number in range(self._n_groups) for pair in self._live_keys(number)]
             found["items"], found["bytes"] = len(live), sum(size for _, size in live)
@@ -146,7 +146,8 @@ class MemcachedWhole(MemcachedCounters):
         return self._ALWAYS | Capability.ITERATE if self._iterable else self._ALWAYS
 
     def _can(self, flag: Capability) -> bool:
-        return flag in self._ALWAYS or flag in self.capabilities
+        """What could not be asked is not denied: the call then meets the server that is down."""
+        return flag in self._ALWAYS or flag in self.capabilities or (flag == Capability.ITERATE and self._iterable is None)
 
     def _can_iterate(self) -> bool | None:
         """Whether all servers list their keys; None while one of them cannot be asked."""
