@@ -7,7 +7,6 @@ digest hides is read from its value.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any, ClassVar, Final, TypeVar
 from urllib.parse import unquote_to_bytes
