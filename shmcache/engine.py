@@ -200,6 +200,10 @@ class Engine:
         """The engine's own answer to its own command; NotSupported where there is none."""
         self._unsupported("raw", Capability.RAW)
 
+    def _raw_error(self, answer: Any) -> str | None:
+        """The server's error text in an answer of `raw` that has one; None where errors are raised."""
+        return None
+
     def unlink(self) -> None:
         """Remove segment and semaphores; shared-memory engines only."""
         self._unsupported("unlink")

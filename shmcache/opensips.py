@@ -25,7 +25,7 @@ from typing import Any, Final
 from . import registry
 from .arguments import MISS
 from .engine import Engine
-from .errors import NotANumber
+from .errors import NotANumber, ShmCacheError
 
 __all__ = [
     "ERROR",
@@ -144,7 +144,11 @@ def cache_raw_query(engine_id: str, query: str) -> tuple[int, list[list[Any]]]:
 
     def ask(engine: Engine) -> tuple[int, Any]:
         command, *args = shlex.split(query)
-        rows = _rows(engine.raw(command, *args))
+        answer = engine.raw(command, *args)
+        error = engine._raw_error(answer)
+        if error is not None:
+            raise ShmCacheError(f"raw: an answer wanted, {error} found")
+        rows = _rows(answer)
         return (OK if rows else NOT_FOUND), rows
 
     code, rows = _call("cache_raw_query", engine_id, ask)

@@ -114,6 +114,9 @@ def test_raw(
     for bad in ("set k 0 0 1", "quit", "watch", "get k\r\nflush_all", "", "shutdown"):
         with pytest.raises(ValueError, match="raw"):
             engine.raw(bad)
+    for other in (5, None, b"version"):
+        with pytest.raises(TypeError, match="command: str wanted"):
+            engine.raw(other)  # type: ignore[arg-type]
     servers = [start_memcached(), start_memcached()]
     several = open_memcached(",".join(map(str, servers)))
     answers = several.raw("version")

@@ -160,6 +160,24 @@ def test_raw_query(redis_server):
         assert cache_raw_query("memory:osips-raw", "anything") == (-1, [])
 
 
+def test_raw_query_of_memcached(memcached_server):
+    """An error line of memcached is -1, also behind a near tier; a value that looks like one is a value."""
+    with (
+        shmcache.open(f"memcached:osips-raw://{memcached_server}?health=no&prefix=raw:") as far,
+        MemoryEngine() as near,
+        shmcache.open("tiered:osips-raw://", l1=near, l2=far) as tiered,
+    ):
+        far.set("k", "ERROR")
+        for engine in (far, tiered):
+            eid = engine.engine_id
+            assert cache_raw_query(eid, "get raw:k")[1][1:] == [["ERROR"], ["END"]]
+            assert cache_raw_query(eid, "mg raw:k v")[1][1:] == [["ERROR"]]
+            assert cache_raw_query(eid, "NOPE") == (-1, [])
+            assert cache_raw_query(eid, "incr raw:k 1") == (-1, [])
+            assert cache_raw_query(eid, f"get {'x' * 300}") == (-1, [])
+        far.delete("k")
+
+
 def test_nothing_raises(caplog):
     """An unknown engine, a bad argument, a value of another kind and a server that is down are -1 and one log
     line."""

@@ -96,8 +96,11 @@ class MemcachedWhole(MemcachedCounters):
         """The lines of the server's answer to a command of one line, as bytes: `raw("stats", "slabs")`. With
         several servers a dict of that by server.
 
-        Raises: ValueError for control characters, a command with data, and one whose answer has no end.
+        Raises: TypeError for a command that is no str; ValueError for control characters, a command with data, and one
+        whose answer has no end.
         """
+        if not isinstance(command, str):
+            raise TypeError(f"command: str wanted, {type(command).__name__} found")
         words = [word.decode("utf-8") if isinstance(word, bytes) else str(word) for word in (command, *args)]
         line = " ".join(words)
         name = line.split(" ")[0]
@@ -107,6 +110,12 @@ class MemcachedWhole(MemcachedCounters):
         if len(answers) == 1:
             return answers[0]
         return {self._name(number): answer for number, answer in enumerate(answers)}
+
+    def _raw_error(self, answer: Any) -> str | None:
+        for lines in answer.values() if isinstance(answer, dict) else [answer]:
+            if lines and lines[0].split(b" ")[0] in (b"ERROR", b"CLIENT_ERROR", b"SERVER_ERROR"):
+                return str(lines[0][:80].decode("utf-8", "replace"))
+        return None
 
     def _stats(self) -> dict[str, Any]:
         found: dict[str, Any] = {**self._counts, "servers": self._n_groups, "servers_down": 0}

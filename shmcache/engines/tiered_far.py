@@ -86,6 +86,9 @@ class FarItems(Engine):
         """L2's answer. What the command changes, copies show within l1_ttl."""
         return self._l2.raw(command, *args)
 
+    def _raw_error(self, answer: Any) -> str | None:
+        return self._l2._raw_error(answer)
+
     def _lease_take(
         self, name: bytes, lease: float, owners: list[int] | None = None
     ) -> tuple[int, int] | bool | None:
