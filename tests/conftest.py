@@ -14,6 +14,7 @@ import itertools
 import os
 import re
 import runpy
+import signal
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ from shmcache import registry  # noqa: E402
 
 from . import contract_table  # noqa: E402
 from .clock_help import Clock  # noqa: E402
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background; tests send it
 
 _servers = Path(__file__).parent / "servers" / "fixtures.py"
 if _servers.exists():  # its fixtures become ours

@@ -71,13 +71,6 @@ def test_set_is_for_all_workers(failed: str, workers: shmcache.Engine, named: st
         Health(workers, scheme="memcached").admit(Host("10.0.0.1", 11211), lambda: None)
 
 
-def test_set_of_a_server_with_tls(failed: str) -> None:
-    """A server asked with TLS has a record of its own, named by rediss://."""
-    rows = run("health", "--health", failed, "--set", "rediss://10.0.0.1:6379", "down").rows
-    assert [row["state"] for row in rows if row["server"] == "rediss 10.0.0.1:6379"] == ["off"]
-    assert [row["state"] for row in rows if row["server"] == "redis 10.0.0.1:6379"] == ["down"]
-
-
 @pytest.mark.parametrize(
     ("args", "message"),
     [

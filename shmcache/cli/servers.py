@@ -39,8 +39,8 @@ def health_(
 
     States: up; down (one worker asks it per retry interval); off (taken out by --set: nobody asks it). A server that never failed
     has no line. HOST is as in this table, without the scheme where that is unique; of a server that has no line memcached://HOST:PORT
-    or redis://HOST:PORT (rediss:// where workers speak TLS). One put back in is down until the next call of a worker has asked
-    it, and emptied it where that worker's engine has flush_on_rejoin.
+    or redis://HOST:PORT. One put back in is down until the next call of a worker has asked it, and emptied it where that worker's
+    engine has flush_on_rejoin.
     """
     if change is not None and change[1] not in ("up", "down"):
         raise ValueError(f"--set: up or down wanted, {change[1]!r} found")
@@ -61,9 +61,8 @@ def _named(engine: Engine, text: str) -> tuple[str, Host]:
     """Scheme and address of a server given as a URL, or as a line of the table names it."""
     if "://" in text:
         url = Url.parse(text)
-        whole = len(url.hosts) == 1 and (url.hosts[0].is_unix or url.hosts[0].port)
-        if url.scheme not in ("memcached", "redis", "rediss") or not whole:
-            raise ValueError(f"--set: memcached://HOST:PORT, rediss:// or redis://HOST:PORT wanted, {text!r} found")
+        if url.scheme not in ("memcached", "redis") or len(url.hosts) != 1 or not (url.hosts[0].is_unix or url.hosts[0].port):
+            raise ValueError(f"--set: memcached://HOST:PORT or redis://HOST:PORT wanted, {text!r} found")
         return url.scheme, url.hosts[0]
     known = [tuple(row["server"].split(" ", 1)) for row in health.snapshot(engine)]
     servers = [(scheme, Url.parse(f"{scheme}://{address}/").hosts[0]) for scheme, address in known]

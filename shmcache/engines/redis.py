@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -70,8 +69,7 @@ class RedisEngine(RedisItems):
     call then asks the other nodes for the new layout, each within the same bounds. prefix: stands before
     every key. on_down: "raise" EngineDown, or "miss": reads miss, set, add, replace, append, prepend, delete
     and touch answer False, the many-key calls report all keys; incr, cas, lock, clear and iteration raise
-    anyway. health, retry_interval, on_change: see health.Health; records of servers asked with TLS begin with
-    `rediss`, others with `redis`. default_ttl: seconds, None = for ever.
+    anyway. health, retry_interval, on_change: see health.Health. default_ttl: seconds, None = for ever.
     max_value: bytes of an encoded value. codec: see codec.get_codec; with "pickle" whoever can write to the
     server can run code here. tls: speak TLS (rediss always does). tls_ca, tls_cert, tls_key: PEM files.
     tls_verify: no = any certificate will do.
@@ -119,11 +117,10 @@ class RedisEngine(RedisItems):
         self._miss = on_down == "miss"
         self._closed = False
         self._cluster = url.scheme == "redis+cluster"
-        scheme = "rediss" if url.scheme == "rediss" or tls.get("tls") else "redis"  # TLS fails where plain text does not
         self._connect, self._hosts = _connector(url, prefix, timeout, connect_timeout, tls)
         self._server = ",".join(map(_label, self._hosts))
         self.health = Health(
-            health, scheme=scheme, servers=self._hosts, retry_interval=retry_interval, on_change=on_change
+            health, scheme="redis", servers=self._hosts, retry_interval=retry_interval, on_change=on_change
         )
         self._made: tuple[int, Any] | None = None  # process id and its client
         self._making: dict[int, threading.Lock] = {}  # by process id
@@ -415,11 +412,6 @@ def _silent(error: BaseException) -> bool:
     )
     if type(error) is driver.RedisError:  # the driver's own complaint
         return False
-    at: BaseException | None = error
-    while at is not None:
-        if isinstance(at, ssl.SSLCertVerificationError):  # it answered, and we refused
-            return False
-        at = at.__cause__ or at.__context__
     if isinstance(error, driver.RedisClusterException):  # no layout: because of what a node said before
         before = error.__cause__ or error.__context__
         return before is not None and _silent(before)
