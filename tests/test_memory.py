@@ -24,7 +24,7 @@ class Derived(MemoryEngine):
 class Plain(MemoryEngine):
     """Without the capabilities an engine can do without."""
 
-    capabilities = Capability.EXPIRE
+    capabilities = Capability.EXPIRE | Capability.SUBSECOND
     for _name in (
         "gets",
         "cas",
